@@ -1,0 +1,203 @@
+"""Settings: one typed dataclass per command; its fields become the flags.
+
+Precedence: default < preset < `--config FILE.json` < flag. Nothing is accepted silently: an unknown key, a wrong
+type or a value out of range is one sentence on stderr and exit code 2. Explained by tests/test_config.py.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+# A preset only fills in fields that the command has, so `--preset nano` means the same model everywhere.
+PRESETS = {
+    "base": {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "ffn_dim": 2048, "context": 512,
+             "vocab_size": 16000},
+    "nano": {"dim": 256, "n_layers": 4, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 704, "context": 256,
+             "vocab_size": 4096},
+}
+
+
+def opt(default: Any, help: str, *, choices: tuple = (), low: float = -math.inf, high: float = math.inf,
+        positional: bool = False) -> Any:
+    """A dataclass field that knows its help text, its allowed values and whether it is a flag or a bare word."""
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "positional": positional}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class Settings:
+    """Base of every config: checks each field once, when it is made, from Python, JSON and flags alike."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, _checked(field, getattr(self, field.name)))
+
+
+def flag_name(field: dataclasses.Field) -> str:
+    """The name a user types: `--max-steps` for the field `max_steps`."""
+    return field.name if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """`value` with the type of `field`, or ValueError saying what was expected."""
+    name, meta = flag_name(field), field.metadata
+    is_list = get_origin(field.type) is list
+    kind = get_args(field.type)[0] if is_list else field.type
+    for item in value if is_list and isinstance(value, (list, tuple)) else [value]:
+        fits = isinstance(item, (int, float) if kind is float else kind) and (kind is bool or not isinstance(item, bool))
+        if is_list and not isinstance(value, (list, tuple)) or not fits:
+            wanted = f"a list of {kind.__name__}" if is_list else kind.__name__
+            raise ValueError(f"{name} must be {wanted}, not {value!r}")
+        if kind in (int, float):
+            if not math.isfinite(item):
+                raise ValueError(f"{name} must be a finite number, not {item}")
+            low, high = meta.get("low", -math.inf), meta.get("high", math.inf)
+            if not low <= item <= high:
+                limit = f"at least {low:g}" if item < low else f"at most {high:g}"
+                raise ValueError(f"{name} must be {limit}, not {item}")
+        if meta.get("choices") and item not in meta["choices"]:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, meta['choices']))}, not {item!r}")
+    return float(value) if kind is float and not is_list else value
+
+
+def part(cls: type, config: Any) -> Any:
+    """The fields of `cls` taken out of a larger config: part(ModelConfig, pretrain_config) -> ModelConfig."""
+    return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
+
+
+def from_dict(cls: type, values: dict, where: str) -> Any:
+    """A `cls` from plain values; an unknown key is an error that names `where` it stood and the nearest known key."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: unknown setting {key!r}{_nearest(key, known)}")
+    return cls(**values)
+
+
+def read_json(path: str | Path) -> dict:
+    """The JSON object stored in `path`; ValueError with file and position when it is anything else."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected one JSON object {{...}}, found a {type(values).__name__}")
+    return values
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with its complaints cut down to one sentence."""
+
+    def error(self, message: str) -> None:
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+            known = [flag for action in self._actions for flag in action.option_strings]
+            message = f"unknown argument {unknown}{_nearest(unknown, known)}"
+        self.exit(2, f"{self.prog}: {message} (--help lists what it takes)\n")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    for field in dataclasses.fields(cls):
+        meta, default = field.metadata, field.default
+        shown = "" if default in ("", None, dataclasses.MISSING) else f" (default: {default})"
+        extra: dict[str, Any] = {"help": meta["help"].replace("%", "%%") + shown, "default": argparse.SUPPRESS}
+        if field.type is bool:
+            extra["action"] = argparse.BooleanOptionalAction
+        else:
+            is_list = get_origin(field.type) is list
+            kind = get_args(field.type)[0] if is_list else field.type
+            extra |= {"type": kind, "metavar": _metavar(meta, kind)}
+            if is_list:
+                extra["nargs"] = "*"
+            elif meta["positional"]:
+                extra["nargs"] = "?"
+        parser.add_argument(flag_name(field), **extra)
+    parser.add_argument("--config", metavar="FILE.json", default=argparse.SUPPRESS,
+                        help="read settings from a JSON object; flags given here win over it")
+
+
+def _metavar(meta: Any, kind: type) -> str:
+    return "{" + ",".join(map(str, meta["choices"])) + "}" if meta["choices"] else \
+        {int: "N", float: "X", str: "TEXT"}[kind]
+
+
+def read_settings(cls: type, prog: str, argv: list[str] | None = None) -> Any:
+    """A `cls` from the command line: default < preset < --config file < flag.
+
+    The docstring of `cls` is what --help teaches. Bad flags leave with exit code 2, bad values raise ValueError.
+    """
+    return _read(cls, _parser(cls, prog), sys.argv[1:] if argv is None else argv)
+
+
+def read_command(commands: dict[str, type], prog: str, argv: list[str] | None = None) -> tuple[str, Any]:
+    """(name, settings) of a command with subcommands, such as `tokenizer train --input ...`."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in commands:
+        return argv[0], _read(commands[argv[0]], _parser(commands[argv[0]], f"{prog} {argv[0]}"), argv[1:])
+    parser = _Parser(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     description="\n".join(f"  {name:10} {cls.__doc__.splitlines()[0]}" for name, cls in commands.items()))
+    parser.add_argument("command", choices=list(commands), metavar="|".join(commands))
+    parser.parse_args(argv)
+    raise AssertionError("parse_args leaves when the subcommand is missing or unknown")
+
+
+def _parser(cls: type, prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, description=_dedent(cls.__doc__), allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_flags(parser, cls)
+    return parser
+
+
+def _dedent(doc: str) -> str:
+    first, _, rest = doc.partition("\n")
+    return first + "\n" + "\n".join(line.removeprefix("    ") for line in rest.splitlines())
+
+
+def _read(cls: type, parser: argparse.ArgumentParser, argv: list[str]) -> Any:
+    flags = vars(parser.parse_args(argv))
+    path = flags.pop("config", None)
+    stored = read_json(path) if path else {}
+    names = [field.name for field in dataclasses.fields(cls)]
+    values = {}
+    if "preset" in names:
+        default = next(field.default for field in dataclasses.fields(cls) if field.name == "preset")
+        preset = flags.get("preset", stored.get("preset", default))
+        values = {key: value for key, value in PRESETS.get(preset, {}).items() if key in names}
+    return from_dict(cls, values | stored | flags, path or "command line")
+
+
+def command(main: Any) -> Any:
+    """Decorates a command's `main(argv=None)`: a user's mistake leaves one line on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):                      # Chinese must print under any locale
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(encoding="utf-8", errors="replace")
+        try:
+            return main(argv) or 0
+        except BrokenPipeError:                                      # `... | head` closed the pipe: not an error
+            sys.stderr.close()
+            return 0
+        except (ValueError, OSError) as error:
+            print(f"{Path(sys.argv[0]).stem if argv is None else main.__module__}: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+    return wrapped
