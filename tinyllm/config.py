@@ -51,9 +51,10 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     name, meta = flag_name(field), field.metadata
     is_list = get_origin(field.type) is list
     kind = get_args(field.type)[0] if is_list else field.type
-    for item in value if is_list and isinstance(value, (list, tuple)) else [value]:
-        fits = isinstance(item, (int, float) if kind is float else kind) and (kind is bool or not isinstance(item, bool))
-        if is_list and not isinstance(value, (list, tuple)) or not fits:
+    listed = isinstance(value, (list, tuple))
+    for item in value if is_list and listed else [value]:
+        fits = isinstance(item, (int, float) if kind is float else kind)
+        if (is_list and not listed) or not fits or (isinstance(item, bool) and kind is not bool):
             wanted = f"a list of {kind.__name__}" if is_list else kind.__name__
             raise ValueError(f"{name} must be {wanted}, not {value!r}")
         if kind in (int, float):
@@ -149,8 +150,8 @@ def read_command(commands: dict[str, type], prog: str, argv: list[str] | None = 
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in commands:
         return argv[0], _read(commands[argv[0]], _parser(commands[argv[0]], f"{prog} {argv[0]}"), argv[1:])
-    parser = _Parser(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter,
-                     description="\n".join(f"  {name:10} {cls.__doc__.splitlines()[0]}" for name, cls in commands.items()))
+    lines = [f"  {name:10} {cls.__doc__.splitlines()[0]}" for name, cls in commands.items()]
+    parser = _Parser(prog=prog, description="\n".join(lines), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=list(commands), metavar="|".join(commands))
     parser.parse_args(argv)
     raise AssertionError("parse_args leaves when the subcommand is missing or unknown")
