@@ -1,0 +1,222 @@
+"""The language model: RMSNorm, rotary attention with a key/value cache, SwiGLU; 8 layers of width 512 by default.
+
+In: token ids (B, T). Out: the hidden state of every position (B, T, D), or logits over the next token (B, T, V).
+Shapes: B batch, T new tokens, S stored + new tokens, D width, H heads, K key/value heads, E head width,
+F feed-forward width, V vocabulary. tests/test_model.py proves each part against its textbook form.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyllm.config import PRESETS, Settings, opt
+
+BASE = PRESETS["base"]
+
+
+@dataclass
+class ModelConfig(Settings):
+    """The shape of a model. ModelConfig() is the `base` preset: about 42 M parameters."""
+
+    vocab_size: int = opt(BASE["vocab_size"], "number of tokens the model can read and write", low=2, high=65536)
+    dim: int = opt(BASE["dim"], "width of the hidden state", low=2)
+    n_layers: int = opt(BASE["n_layers"], "number of blocks", low=1)
+    n_heads: int = opt(BASE["n_heads"], "attention heads; each is dim / n_heads wide", low=1)
+    n_kv_heads: int = opt(BASE["n_kv_heads"], "key/value heads, shared by groups of query heads", low=1)
+    ffn_dim: int = opt(BASE["ffn_dim"], "width inside the feed-forward part", low=1)
+    context: int = opt(BASE["context"], "longest sequence in tokens", low=2)
+    rope_theta: float = opt(10000.0, "base of the rotary wavelengths", low=1)
+    norm_eps: float = opt(1e-5, "keeps the norm of an all-zero vector finite", low=0)
+    dropout: float = opt(0.0, "share of activations zeroed in training", low=0, high=0.99)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.n_heads or (self.dim // self.n_heads) % 2:
+            raise ValueError(f"dim={self.dim} must be n_heads={self.n_heads} times an even head width (rotary pairs)")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+class RMSNorm(nn.Module):
+    """Scales each vector to root mean square 1, then by a learnt weight. Zhang & Sennrich 2019, arXiv:1910.07467."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rope_tables(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (context, E/2): position p turns pair i by the angle p / theta^(2i/E)."""
+    wavelengths = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)     # (E/2,)
+    angles = torch.arange(context, dtype=torch.float64)[:, None] * wavelengths                 # (context, E/2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x (B, H, T, E) by cos and sin (T, E/2). Su et al. 2021, arXiv:2104.09864.
+
+    Pair i is (x[i], x[i + E/2]), the "half" layout. Rotating query and key by their positions makes the score of two
+    tokens depend on their distance alone.
+    """
+    a, b = x.chunk(2, dim=-1)                                        # (B, H, T, E/2) each
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, so that each new token costs one row of attention.
+
+    Holds up to `room` tokens of `batch` sequences for every layer; `length` says how many are stored.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, room: int, dtype: torch.dtype = torch.float32,
+                 device: torch.device | str = "cpu") -> None:
+        if room > config.context:
+            raise ValueError(f"room for {room} tokens exceeds context={config.context}; ask for less")
+        shape = (config.n_layers, batch, config.n_kv_heads, room, config.head_dim)
+        self.config, self.room, self.length = config, room, 0
+        self.keys = torch.empty(shape, dtype=dtype, device=device)   # (layers, B, K, room, E)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k, v (B, K, T, E) behind the prefix; returns everything this layer has stored (B, K, S, E).
+
+        `length` moves on only after the last layer, so that all layers of one pass see the same prefix.
+        """
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length:end] = k
+        self.values[layer, :, :, self.length:end] = v
+        return self.keys[layer, :, :, :end].to(k.dtype), self.values[layer, :, :, :end].to(v.dtype)
+
+    def fork(self, n: int) -> "KVCache":
+        """A new cache in which every sequence stands n times in a row. Writing to it leaves this one as it is."""
+        other = KVCache(self.config, self.keys.shape[1] * n, self.room, self.keys.dtype, self.keys.device)
+        other.length = self.length
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            theirs[:, :, :, :self.length] = mine[:, :, :, :self.length].repeat_interleave(n, dim=1)
+        return other
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens; nothing is copied."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
+        self.length = length
+
+
+class Attention(nn.Module):
+    """Causal self-attention (Vaswani et al. 2017, arXiv:1706.03762) with grouped queries (Ainslie et al. 2023,
+    arXiv:2305.13245): every n_heads / n_kv_heads query heads share one key/value head."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        D, E = config.dim, config.head_dim
+        self.layer, self.head_dim, self.dropout = layer, E, config.dropout
+        self.wq = nn.Linear(D, config.n_heads * E, bias=False)
+        self.wk = nn.Linear(D, config.n_kv_heads * E, bias=False)
+        self.wv = nn.Linear(D, config.n_kv_heads * E, bias=False)
+        self.wo = nn.Linear(config.n_heads * E, D, bias=False)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+        B, T, _ = x.shape
+        q = self.wq(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, H, T, E)
+        k = self.wk(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, K, T, E)
+        v = self.wv(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, K, T, E)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
+        S = k.shape[2]
+        # is_causal aligns the first query with the first key: right only without a prefix. One token sees everything.
+        mask = None
+        if 1 < T < S:
+            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)      # (T, S)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=T == S and T > 1, dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=q.shape[1] != k.shape[1])                              # (B, H, T, E)
+        return self.wo(out.transpose(1, 2).reshape(B, T, -1))                 # (B, T, D)
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward part: one projection gates the other. Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, ffn_dim, bias=False)
+        self.up = nn.Linear(dim, ffn_dim, bias=False)
+        self.down = nn.Linear(ffn_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))                   # (B, T, D) -> (B, T, F) -> (B, T, D)
+
+
+class Block(nn.Module):
+    """Two residual steps: look at other tokens, then think about each token by itself."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = SwiGLU(config.dim, config.ffn_dim)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+        x = x + self.drop(self.attention(self.attention_norm(x), rope, cache))
+        return x + self.drop(self.ffn(self.ffn_norm(x)))
+
+
+class TinyLLM(nn.Module):
+    """The whole decoder. The head that predicts the next token is the embedding matrix itself (Press & Wolf 2016,
+    arXiv:1608.05859): one matrix, learnt from both ends."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.drop = nn.Dropout(config.dropout)
+        cos, sin = rope_tables(config.context, config.head_dim, config.rope_theta)
+        self.register_buffer("rope_cos", cos, persistent=False)               # (context, E/2)
+        self.register_buffer("rope_sin", sin, persistent=False)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        """Normal(0, 0.02): the first loss is about ln V, the model knows nothing and is sure of nothing."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, (Attention, SwiGLU)):            # apply() reaches the children first: this one wins
+            out = module.wo if isinstance(module, Attention) else module.down
+            nn.init.normal_(out.weight, std=0.02 / (2 * self.config.n_layers) ** 0.5)     # 2 residual steps a layer
+
+    def last_hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The state after the final norm: token ids (B, T) -> (B, T, D). With a cache, `tokens` follow its prefix."""
+        start = cache.length if cache is not None else 0
+        end = start + tokens.shape[1]
+        limit = min(self.config.context, cache.room if cache is not None else self.config.context)
+        if end > limit:
+            raise ValueError(f"sequence of {end} tokens exceeds the {limit} there is room for "
+                             f"(context={self.config.context}); shorten the prompt")
+        rope = self.rope_cos[start:end], self.rope_sin[start:end]             # (T, E/2) each
+        x = self.drop(self.embed(tokens))                                     # (B, T, D)
+        for block in self.blocks:
+            x = block(x, rope, cache)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x)                                                   # (B, T, D)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every possible next token: hidden (..., D) -> (..., V)."""
+        return F.linear(hidden, self.embed.weight)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of the token after each position: (B, T) -> (B, T, V)."""
+        return self.logits(self.last_hidden(tokens, cache))

@@ -1,0 +1,138 @@
+"""How weights move: parameter groups, AdamW and Muon, and schedules as pure functions of numbers.
+
+Muon moves every hidden matrix by an orthogonal step, so that weak directions learn as fast as strong ones; embeddings
+and norms keep AdamW. Explained by tests/test_optim.py, which compares Muon with a singular value decomposition.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def warmup_at(step: int, warmup_steps: int) -> float:
+    """Share of the peak rate while warming up: 1/warmup_steps at step 0, 1 from step warmup_steps - 1 on."""
+    return min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def decay_at(progress: float, schedule: str, decay_share: float = 0.4) -> float:
+    """Share of the peak rate at `progress` (0 at the first step, 1 at the end).
+
+    "trapezoid": constant, then linear to 0 over the last `decay_share` (Hägele et al. 2024, arXiv:2405.18392).
+    "cosine": half a cosine down to a tenth (Loshchilov & Hutter 2016, arXiv:1608.03983).
+    """
+    progress = min(1.0, max(0.0, progress))
+    if schedule == "cosine":
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+    return min(1.0, (1 - progress) / decay_share)
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Named trainable parameters in three disjoint groups that together are all of them.
+
+    "hidden": matrices inside the blocks; "embedding": other matrices; "vector": norms, never decayed (pulling a scale
+    towards zero helps nothing).
+    """
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"hidden": [], "embedding": [], "vector": []}
+    trainable = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    for name, weight in trainable:
+        groups["vector" if weight.ndim < 2 else "hidden" if "blocks." in name else "embedding"].append((name, weight))
+    assert sum(map(len, groups.values())) == len(trainable)
+    return {kind: members for kind, members in groups.items() if members}
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Each matrix of (N, m, n) with its singular values moved near 1: about U V^T of U S V^T.
+
+    Newton-Schulz iteration on X X^T, five matrix products deep, with the coefficients of Jordan et al. 2024, "Muon":
+    they grow small singular values fast and leave all between 0.7 and 1.2, which is near enough for a direction.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x                                          # the smaller side makes the smaller X X^T
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT                                              # (N, m, m)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is orthogonalised, for matrices only. Jordan et al. 2024, https://kellerjordan.github.io.
+
+    `lr` is the size of a step in every direction of the matrix (times sqrt(rows / columns) for tall ones). Matrices of
+    equal shape are orthogonalised as one batch.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+                 dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype                                           # of the matrix products inside a step
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            by_shape: dict[tuple, list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    by_shape.setdefault(weight.shape, []).append(weight)
+            for (rows, columns), weights in by_shape.items():
+                updates = []
+                for weight in weights:
+                    state = self.state[weight]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(weight)
+                    state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+                    updates.append(weight.grad.lerp(state["momentum"], group["momentum"]))       # Nesterov: look ahead
+                scale = group["lr"] * max(1, rows / columns) ** 0.5
+                for weight, direction in zip(weights, orthogonalise(torch.stack(updates), dtype=self.dtype)):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-scale)
+
+
+def make_optimizers(model: nn.Module, name: str, *, lr: float, muon_lr: float, weight_decay: float,
+                    dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run: AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), with "muon" for hidden matrices.
+
+    Every group remembers its peak rate as "peak"; weight decay applies to matrices only.
+    """
+    groups = {kind: [weight for _, weight in members] for kind, members in parameter_groups(model).items()}
+    made: list[torch.optim.Optimizer] = []
+    if name == "muon" and "hidden" in groups:
+        made.append(Muon(groups.pop("hidden"), muon_lr, weight_decay=weight_decay, dtype=dtype))
+    if groups:
+        decays = {"hidden": weight_decay, "embedding": weight_decay, "vector": 0.0}
+        made.append(torch.optim.AdamW([{"params": members, "weight_decay": decays[kind]}
+                                       for kind, members in groups.items()], lr=lr, betas=(0.9, 0.95), fused=True))
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return made
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Sets every group to `share` of its peak learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+
+
+def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All the optimizers remember, by name ("blocks.0.attention.wq.weight:momentum"), to be saved."""
+    names = {weight: name for name, weight in model.named_parameters()}
+    return {f"{names[weight]}:{key}": value for optimizer in optimizers
+            for weight, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Puts back what state_tensors() gave; ValueError if it belongs to another model or optimizer."""
+    owners = {weight: optimizer for optimizer in optimizers for group in optimizer.param_groups
+              for weight in group["params"]}
+    weights = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        weight_name, _, key = name.rpartition(":")
+        owner = owners.get(weights.get(weight_name))
+        if owner is None or (key == "momentum") != isinstance(owner, Muon):
+            raise ValueError(f"optimizer state {name!r} does not fit this run; resume with the --optimizer it was "
+                             "started with, or begin again with --restart")
+        owner.state[weights[weight_name]][key] = tensor.clone()
