@@ -1,0 +1,248 @@
+"""Any text -> cleaned, de-duplicated, split and tokenised uint16 files with a meta.json: what pretraining reads.
+
+The main process cuts the input into parts; workers clean, fingerprint and tokenise them, one file per finished part,
+so that an interrupted run continues; then one pass over the parts decides what is kept. Memory stays bounded however
+large the input. In: .txt .md .jsonl (also .gz). Explained by tests/test_prepare.py.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tinyllm import __version__, clean, corpus, tokenizer, world
+from tinyllm.clean import Tally
+from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings
+from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_atomically, write_shards
+from tinyllm.tokenizer import Tokenizer
+
+SAMPLE_CHARS = 2 * tokenizer.SAMPLE_CHARS
+
+
+@dataclass
+class PrepareConfig(Settings):
+    """Turn text into token files to train on: clean, remove duplicates, split, tokenise.
+
+    Give it files or folders of .txt, .md or .jsonl ({"text": ...} a line), also .gz. Without --input it takes the
+    generated world. Stop it whenever you like: the same command continues where it was.
+        python -m tinyllm.prepare
+        python -m tinyllm.prepare --input books/ notes.txt --documents file --out data/books
+    """
+
+    input: list[str] = opt([], "files or folders; without any, the documents of the generated world")
+    out: str = opt("data/tokens", "folder for the token files, meta.json and tokenizer.model")
+    documents: str = opt("block", "what a document is in .txt and .md: the text between blank lines, or a whole file",
+                         choices=("block", "file"))
+    tokenizer: str = opt("", "tokenizer.model to use; trained on the input when absent")
+    preset: str = opt("base", "the model that will read the tokens; gives the vocabulary size", choices=tuple(PRESETS))
+    vocab_size: int = opt(PRESETS["base"]["vocab_size"], "tokens in the tokenizer that is trained here",
+                          low=300, high=65535)
+    world_documents: int = opt(50_000, "how many documents of the world, without --input", low=2)
+    val_share: float = opt(0.01, "share of the documents held out for validation, at least one", low=1e-6, high=0.5)
+    min_bytes: int = opt(20, "drop shorter documents (in bytes: 7 Chinese characters say as much as 20 letters)", low=0)
+    max_chars: int = opt(100_000, "cut longer documents at the end of a line or sentence; nothing is lost", low=100)
+    near_duplicates: float = opt(0.8, "drop a document that resembles an earlier one this much (0 keeps it)",
+                                 low=0, high=1)
+    skip_bad: bool = opt(False, "count and skip unreadable files and lines instead of stopping")
+    part_chars: int = opt(2_000_000, "characters a worker takes at a time", low=100)
+    workers: int = opt(0, "processes; 0 means one per core, at most 8", low=0, high=256)
+    restart: bool = opt(False, "start over even if there is something to continue")
+    seed: int = opt(0, "draws the world and the tokenizer's sample")
+    json: bool = opt(False, "print the report as JSON")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.near_duplicates < 0.5:
+            raise ValueError(f"--near-duplicates must be 0 or at least 0.5, not {self.near_duplicates}: "
+                             "texts on the same subject already share that much")
+
+
+
+def prepare(config: PrepareConfig) -> dict:
+    """The report on what was kept and dropped; writes `out`/train-*.bin, val-*.bin, tokenizer.model and meta.json.
+
+    The files depend on the input and the settings alone, not on the number of workers or on interruptions.
+    """
+    started = time.perf_counter()
+    out, folder = Path(config.out), Path(config.out) / "parts"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    files = corpus.find_files(config.input)
+    if not files:
+        say(f"no --input: taking {config.world_documents:,} documents of the generated world")
+    plan = make_plan(config, files)
+    if not config.restart and (report := finished_report(out, plan)):
+        say(f"{out} already holds exactly this; --restart makes it again")
+        return report
+    continue_or_clear(folder, plan, config.restart)
+    save_tokenizer(config, folder, documents(config, files, Tally(), "sampling for the tokenizer"))
+    notes = Tally()
+    read = make_parts(documents(config, files, notes, "cleaning and tokenising"), folder, min_bytes=config.min_bytes,
+                      part_chars=config.part_chars, workers=config.workers or min(os.cpu_count() or 1, 8))
+    report = merge(folder, out, config, plan, {"read": read, "notes": notes})
+    shutil.rmtree(folder)
+    seconds = time.perf_counter() - started
+    return report | {"seconds": seconds, "megabytes_per_second": report["read"]["bytes"] / 1e6 / seconds}
+
+
+def say(message: str) -> None:
+    """One line on stderr, where progress belongs."""
+    print(message, file=sys.stderr)
+
+
+def documents(config: PrepareConfig, files: list[Path], notes: Tally, doing: str) -> Iterator[str]:
+    """The raw documents of the input, with a progress bar that says what is being done."""
+    if not files:
+        texts = world.documents(config.world_documents, config.seed)
+        yield from tqdm(texts, doing, config.world_documents, unit=" documents")
+        return
+    with tqdm(None, doing, sum(file.stat().st_size for file in files), unit="B", unit_scale=True) as bar:
+        yield from corpus.read_documents(files, whole_files=config.documents == "file", max_chars=config.max_chars,
+                                         skip_bad=config.skip_bad, notes=notes, progress=bar.update)
+
+
+# --- continuing an interrupted run ---
+
+def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
+    """Everything the result depends on. Parts made under another plan must not be mixed in."""
+    settings = {key: value for key, value in asdict(config).items() if key not in ("out", "workers", "restart", "json")}
+    if config.tokenizer:
+        settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
+    rules = [Path(clean.__file__), Path(corpus.__file__)]
+    rules += [] if files else sorted(Path(world.__file__).parent.glob("world*.*"))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in rules))
+    stats = [(str(file), file.stat()) for file in files]
+    return {"version": __version__, "code": code.hexdigest(), "settings": settings,
+            "inputs": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+
+
+def finished_report(out: Path, plan: dict) -> dict | None:
+    """The report of an earlier complete run under the same plan."""
+    if not (out / "meta.json").is_file():
+        return None
+    meta = read_json(out / "meta.json")
+    names = [name for split in ("train", "val") for name in meta[split]["files"]]
+    complete = all((out / name).is_file() for name in [*names, "tokenizer.model"])
+    return meta["report"] if complete and {key: meta.get(key) for key in plan} == plan else None
+
+
+def continue_or_clear(folder: Path, plan: dict, restart: bool) -> None:
+    """Leave the finished parts of an interrupted run under the same plan; clear away anything else."""
+    if folder.exists():
+        same = (folder / "plan.json").is_file() and read_json(folder / "plan.json") == plan
+        if same and not restart:
+            say(f"continuing after {len(list(folder.glob('part-*.npz')))} finished parts")
+            return
+        say("starting over" + ("" if restart else f": {folder} belongs to other input or settings"))
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_atomically(folder / "plan.json", json.dumps(plan, ensure_ascii=False).encode())
+
+
+def save_tokenizer(config: PrepareConfig, folder: Path, texts: Iterable[str]) -> None:
+    """Puts tokenizer.model where the workers find it: the one given, or one trained on a sample of `texts`."""
+    if (folder / "tokenizer.model").exists():
+        return
+    if config.tokenizer:
+        Tokenizer.load(config.tokenizer).save(folder / "tokenizer.model")
+    else:
+        tokenizer.train(sample(texts, config.val_share), config.vocab_size, folder, config.seed)
+
+
+def sample(texts: Iterable[str], val_share: float) -> Iterator[str]:
+    """Cleaned documents, none held out for validation, taken evenly over the whole input: every k-th one.
+
+    When the sample gets too large every other document leaves and k doubles, so a language that comes last in the
+    input is as well represented as the one that comes first.
+    """
+    kept, size, step = [], 0, 1
+    for i, text in enumerate(texts):
+        if i % step == 0:
+            kept.append(text)
+            size += len(text)
+            if size > SAMPLE_CHARS and len(kept) > 1:
+                kept, step = kept[::2], 2 * step
+                size = sum(map(len, kept))
+    for raw in kept:
+        text, _ = clean.clean(raw)
+        if text and text_hash(text) >= val_share * 2.0**64:
+            yield text
+
+
+# --- parts -> token files ---
+
+def merge(folder: Path, out: Path, config: PrepareConfig, plan: dict, report: dict) -> dict:
+    """Decides which documents stay, writes the token files and, last of all, meta.json; returns the report."""
+    words, parts = Tokenizer.load(folder), read_parts(folder)
+    kept = survivors(parts, config.near_duplicates)
+    val = kept & held_out(parts.hashes, kept, config.val_share)
+    report |= {"dropped": parts.dropped, "removed": parts.removed, "kept": totals(parts.sizes[kept])}
+    meta = {"dtype": "uint16", "vocab_size": words.vocab_size, "eos": words.eos, "seed": config.seed}
+    for split, chosen in (("train", kept & ~val), ("val", val)):
+        report[split] = totals(parts.sizes[chosen])
+        meta[split] = {"files": write_shards(parts, chosen, folder, split)} | report[split]
+    report["vocab_size"] = words.vocab_size
+
+    (out / "meta.json").unlink(missing_ok=True)                       # from here on the old files are incomplete
+    for old in [*out.glob("train-*.bin"), *out.glob("val-*.bin")]:
+        old.unlink()
+    for name in [*meta["train"]["files"], *meta["val"]["files"]]:
+        (folder / name).replace(out / name)
+    words.save(out / "tokenizer.model")
+    content = json.dumps(meta | {"report": report} | plan, ensure_ascii=False, indent=1)
+    write_atomically(out / "meta.json", content.encode())
+    return report
+
+
+def totals(sizes: np.ndarray) -> dict:
+    """Sums of (n, 3) sizes by name."""
+    tokens, characters, n_bytes = map(int, sizes.sum(axis=0, dtype=np.int64))
+    return {"documents": len(sizes), "tokens": tokens, "characters": characters, "bytes": n_bytes}
+
+
+# --- python -m tinyllm.prepare ---
+
+def table(report: dict) -> str:
+    """The report for a reader: where every document and every character went."""
+    read, kept = report["read"], report["kept"]
+    lines = [f"{'documents':28}{'count':>12}{'share':>8}{'characters':>16}{'share':>8}"]
+
+    def row(name: str, count: int, characters: int, share: bool = True) -> None:
+        part = f"{count / max(1, read['documents']):8.2%}" if share else " " * 8
+        lines.append(f"{name:28}{count:12,}{part}{characters:16,}{characters / max(1, read['characters']):8.2%}")
+
+    row("read", read["documents"], read["characters"])
+    for reason, (count, characters) in report["dropped"].items():
+        row(f"  {reason}", count, characters)
+    for reason, (count, characters) in report["removed"].items():
+        row(f"  in them: {reason}", count, characters, share=False)
+    row("kept", kept["documents"], kept["characters"])
+    for reason, (count, _) in report["notes"].items():
+        lines.append(f"{reason:28}{count:12,}")
+    lines.append("")
+    for name in ("train", "val"):
+        lines.append(f"{name:6}" + "".join(f"{report[name][unit]:14,} {unit}" for unit in ("documents", "tokens", "bytes")))
+    per_token = f"{kept['characters'] / kept['tokens']:.2f} characters or {kept['bytes'] / kept['tokens']:.2f} bytes"
+    lines.append(f"{per_token} a token, vocabulary of {report['vocab_size']:,}")
+    if "seconds" in report:
+        lines.append(f"{report['seconds']:.1f} seconds, {report['megabytes_per_second']:.1f} MB/s")
+    return "\n".join(lines)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    config = read_settings(PrepareConfig, "python -m tinyllm.prepare", argv)
+    report = prepare(config)
+    print(json.dumps(report, ensure_ascii=False) if config.json else f"{table(report)}\nwritten to {config.out}")
+
+
+if __name__ == "__main__":
+    main()
