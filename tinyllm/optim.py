@@ -41,53 +41,50 @@ def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter
     return {kind: members for kind, members in groups.items() if members}
 
 
-def orthogonalise(matrices: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Each matrix of (N, m, n) with its singular values moved near 1: about U V^T of U S V^T.
+def orthogonalise(matrix: Tensor, iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`matrix` (..., m, n) with its singular values moved near 1: about U V^T of U S V^T.
 
-    Newton-Schulz iteration on X X^T, five matrix products deep, with the coefficients of Jordan et al. 2024, "Muon":
-    they grow small singular values fast and leave all between 0.7 and 1.2, which is near enough for a direction.
+    Newton-Schulz iteration on X X^T, only matrix products, with the coefficients of Jordan et al. 2024, "Muon": they
+    grow small singular values fast and leave all between about 0.7 and 1.2, near enough for a direction.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.to(dtype)
+    x = matrix.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x                                          # the smaller side makes the smaller X X^T
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
-        gram = x @ x.mT                                              # (N, m, m)
+        gram = x @ x.mT                                              # (..., m, m)
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is orthogonalised, for matrices only. Jordan et al. 2024, https://kellerjordan.github.io.
 
-    `lr` is the size of a step in every direction of the matrix (times sqrt(rows / columns) for tall ones). Matrices of
-    equal shape are orthogonalised as one batch.
+    `lr` is the length of a step in every direction of the matrix (times sqrt(rows / columns) for tall ones); `dtype`
+    is that of the matrix products inside a step.
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
                  dtype: torch.dtype = torch.float32) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype                                           # of the matrix products inside a step
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            by_shape: dict[tuple, list[nn.Parameter]] = {}
             for weight in group["params"]:
-                if weight.grad is not None:
-                    by_shape.setdefault(weight.shape, []).append(weight)
-            for (rows, columns), weights in by_shape.items():
-                updates = []
-                for weight in weights:
-                    state = self.state[weight]
-                    if not state:
-                        state["momentum"] = torch.zeros_like(weight)
-                    state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                    updates.append(weight.grad.lerp(state["momentum"], group["momentum"]))       # Nesterov: look ahead
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+                ahead = weight.grad.lerp(state["momentum"], group["momentum"])                   # Nesterov: look ahead
+                rows, columns = weight.shape
                 scale = group["lr"] * max(1, rows / columns) ** 0.5
-                for weight, direction in zip(weights, orthogonalise(torch.stack(updates), dtype=self.dtype)):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-scale)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(orthogonalise(ahead, dtype=self.dtype), alpha=-scale)
 
 
 def make_optimizers(model: nn.Module, name: str, *, lr: float, muon_lr: float, weight_decay: float,

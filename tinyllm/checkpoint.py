@@ -1,0 +1,173 @@
+"""A folder <-> (model, tokenizer, settings), saved so that a crash at any instant leaves one that loads.
+
+A run's folder (checkpoints/pretrain) holds metrics.jsonl and a `step-00000500` folder for each kept state: the newest
+two and the best. A step folder is renamed into place when it is complete, so its name alone says that it is whole.
+Weights are safetensors, settings JSON; nothing that can run code is read. Explained by tests/test_checkpoint.py.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import tinyllm
+from tinyllm.config import from_dict, read_json
+from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.tokenizer import Tokenizer
+
+STAGES = ("cot_sft", "sft", "pretrain", "nano")                      # newest skill first; nano ships with the project
+
+
+def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, state: dict,
+         optimizer: dict[str, Tensor] | None = None) -> Path:
+    """Writes `run`/step-N (N from state["step"]) and removes all but the two newest and the best state."""
+    run = Path(run)
+    final = run / f"step-{state['step']:08d}"
+    if final.exists():                                               # the same step of the same run: the same weights
+        return final
+    folder = run / f".writing-{final.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        save_file({name: weight.contiguous() for name, weight in model.state_dict().items()},
+                  folder / "model.safetensors")
+        tokenizer.save(folder / "tokenizer.model")
+        _write_json(folder / "config.json", {
+            "model": dataclasses.asdict(model.config), "stage": run.name, "settings": dataclasses.asdict(settings),
+            "step": state["step"], "seed": settings.seed, "versions": {
+                "tinyllm": tinyllm.__version__, "torch": torch.__version__, "python": platform.python_version()}})
+        if optimizer is not None:
+            save_file(optimizer, folder / "optimizer.safetensors")
+        _write_json(folder / "state.json", state)
+        for path in [*folder.iterdir(), folder]:
+            _sync(path)
+        folder.rename(final)
+        _sync(run)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)                    # a full disk: give back what this attempt took
+        raise
+    _forget_others(run)
+    return final
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt":                                              # Windows cannot open a folder to sync it
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _forget_others(run: Path) -> None:
+    for folder in steps(run)[:-2]:
+        if folder != best(run):
+            doomed = run / f".removing-{folder.name}"                # half-removed must not look whole
+            folder.rename(doomed)
+    for leftover in [*run.glob(".removing-*"), *run.glob(".writing-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def steps(run: str | Path) -> list[Path]:
+    """The states that a run has kept, oldest first; the last is the one to resume from."""
+    return sorted(folder for folder in Path(run).glob("step-*") if folder.is_dir())
+
+
+def best(run: str | Path) -> Path | None:
+    """The state with the lowest validation loss, the newer of two equals; None if nothing was saved yet."""
+    chosen, lowest = None, math.inf
+    for folder in steps(run):
+        loss = read_json(folder / "state.json").get("val_loss")
+        if chosen is None or (loss is not None and loss <= lowest) or (loss is None and lowest == math.inf):
+            chosen, lowest = folder, lowest if loss is None else loss
+    return chosen
+
+
+def resolve(folder: str | Path) -> Path:
+    """The folder that holds the weights: `folder` itself, or the best state of the run in it."""
+    folder = Path(folder)
+    found = folder if (folder / "model.safetensors").is_file() else best(folder) if folder.is_dir() else None
+    if found is None:
+        raise ValueError(f"{folder}: no checkpoint here; train one with `python -m tinyllm.pretrain --out {folder}`")
+    return found
+
+
+def default() -> Path:
+    """The checkpoint to use when the user names none: the most skilled stage that exists, else the shipped one."""
+    for stage in STAGES:
+        folder = Path("checkpoints") / stage
+        if (folder / "model.safetensors").is_file() or steps(folder):
+            return resolve(folder)
+    raise ValueError("no checkpoint under checkpoints/ yet; train one with `python -m tinyllm.quickstart` "
+                     "or name one with --checkpoint")
+
+
+def load(folder: str | Path) -> tuple[TinyLLM, Tokenizer]:
+    """The model (in eval mode, fp32) and the tokenizer of a checkpoint or run folder.
+
+    Strict: every weight must be there with the right shape, and no other. ValueError says what is wrong with the file.
+    """
+    folder = resolve(folder)
+    settings = read_json(folder / "config.json")
+    config = from_dict(ModelConfig, settings.get("model", {}), f"{folder / 'config.json'}")
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens but the model has "
+                         f"{config.vocab_size}; they do not belong together")
+    weights = read_tensors(folder / "model.safetensors")
+    with torch.device("meta"):
+        expected = {name: tuple(weight.shape) for name, weight in TinyLLM(config).state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if found != expected:
+        wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+        raise ValueError(f"{folder / 'model.safetensors'}: not the weights that config.json describes ({wrong}: "
+                         f"expected shape {expected.get(wrong, 'none')}, found {found.get(wrong, 'none')})")
+    model = TinyLLM(config)
+    model.load_state_dict(weights)
+    return model.eval(), tokenizer
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError when it is missing, truncated or something else."""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing from the checkpoint")
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: truncated or not a safetensors file ({error}); restore it from a copy or train "
+                         "again with --restart") from None
+
+
+@contextlib.contextmanager
+def lock(run: str | Path) -> Iterator[None]:
+    """Holds the run's folder for one trainer; ValueError if another has it. The system frees it even after kill -9."""
+    run = Path(run)
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a+b") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{run}: another trainer is writing here; wait for it or choose another --out") from None
+        yield

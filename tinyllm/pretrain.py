@@ -1,0 +1,114 @@
+"""Stage 1: a model with random weights reads documents packed end to end and learns to predict the next token.
+
+In: a folder of prepared tokens (the built-in world is prepared when there is none). Out: a run folder with checkpoints.
+Explained by tests/test_pretrain.py.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tinyllm import checkpoint, plot, prepare
+from tinyllm.config import command, opt, part, read_settings
+from tinyllm.data import PackedRows, TokenFiles, held_out
+from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.train import TrainConfig, TrainState, run_stage
+
+
+@dataclass
+class PretrainConfig(ModelConfig, TrainConfig):
+    """Train a language model from random weights on plain text.
+
+    With no flags it writes the built-in world, prepares it and trains the `base` model for an hour. Ctrl-C saves;
+    the same command goes on where it stopped. Examples:
+      python -m tinyllm.pretrain
+      python -m tinyllm.pretrain --preset nano --max-minutes 10
+      python -m tinyllm.prepare --input my_books/ --out data/books
+      python -m tinyllm.pretrain --data data/books --out checkpoints/books --max-minutes 480
+    """
+
+    preset: str = opt("base", "shape of the model; single flags such as --n-layers win over it",
+                      choices=("base", "nano"))
+    data: str = opt(prepare.PrepareConfig.out, "folder written by `python -m tinyllm.prepare`")
+    init: str = opt("", "checkpoint to start from instead of random weights")
+    out: str = opt("checkpoints/pretrain", "folder for checkpoints and metrics.jsonl")
+    start_context: int = opt(256, TrainConfig.__dataclass_fields__["start_context"].metadata["help"], low=0)
+    val_tokens: int = opt(50_000, "validation tokens read each time", low=1)
+    json: bool = opt(False, "print the result as JSON")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.max_steps or self.max_tokens or self.max_minutes):
+            self.max_minutes = 60.0
+
+
+def pretrain(config: PretrainConfig, report: Callable[[dict], None] = lambda row: None,
+             ready: Callable[[TinyLLM, Tokenizer], None] = lambda model, tokenizer: None) -> dict:
+    """Trains as `config` says and returns the result; `ready` sees the model before the first step, `report` each row
+    of numbers."""
+    prepare_world_if_missing(config)
+    tokens, val_tokens = (TokenFiles(config.data, split) for split in ("train", "val"))
+    tokenizer = Tokenizer.load(config.data)
+    shape = part(ModelConfig, config)
+    shape.vocab_size = tokenizer.vocab_size                          # the data decides
+    torch.manual_seed(config.seed)
+    model = TinyLLM(shape)
+    if config.init:
+        model, tokenizer = start_from(config.init, shape, tokenizer)
+    ready(model, tokenizer)
+    batch_at = PackedRows(tokens, shape.context, config.effective_batch_size, config.seed)
+    val = held_out(val_tokens, shape.context, config.batch_size, config.val_tokens)
+    state = run_stage(model, tokenizer, batch_at, config, config.out, val=val, report=report,
+                      bytes_per_token=val_tokens.n_bytes / val_tokens.n_tokens)
+    return summary(config, state, tokens.n_tokens)
+
+
+def prepare_world_if_missing(config: PretrainConfig) -> None:
+    """Writes and tokenises the built-in world when the default data folder is empty."""
+    if config.data == prepare.PrepareConfig.out and not (Path(config.data) / "meta.json").is_file():
+        print(f"no prepared text in {config.data}: preparing the built-in world first", file=sys.stderr)
+        prepare.prepare(prepare.PrepareConfig(out=config.data, vocab_size=config.vocab_size))
+
+
+def start_from(folder: str, shape: ModelConfig, tokenizer: Tokenizer) -> tuple[TinyLLM, Tokenizer]:
+    """The model of a checkpoint, if it has this shape and was trained with this tokenizer."""
+    model, its_tokenizer = checkpoint.load(folder)
+    if its_tokenizer.model != tokenizer.model:
+        raise ValueError(f"--init {folder} was trained with another tokenizer than the data; prepare the text again "
+                         f"with --tokenizer {checkpoint.resolve(folder)}")
+    if model.config != shape:
+        raise ValueError(f"--init {folder} has another shape than asked for; give its --preset and model flags")
+    return model, its_tokenizer
+
+
+def summary(config: PretrainConfig, state: TrainState, corpus_tokens: int) -> dict:
+    """What a run came to: the settings that matter and the last numbers it logged."""
+    validated = [row for row in plot.read_metrics(config.out) if "val_loss" in row]
+    last = validated[-1] if validated else {}
+    return {"out": config.out, "steps": state.step, "tokens": state.tokens, "epochs": state.tokens / corpus_tokens,
+            "minutes": state.seconds / 60, "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+            "train_loss": state.loss, "val_loss": last.get("val_loss"), "bits_per_byte": last.get("bits_per_byte")}
+
+
+def table(rows: dict) -> str:
+    """Names and numbers, one to a line."""
+    shown = {name: f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+             for name, value in rows.items() if value is not None}
+    return "\n".join(f"{name.replace('_', ' '):20}{value}" for name, value in shown.items())
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    config = read_settings(PretrainConfig, "python -m tinyllm.pretrain", argv)
+    result = pretrain(config)
+    plot.draw_losses(config.out)
+    print(json.dumps(result) if config.json else table(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
