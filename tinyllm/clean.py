@@ -73,7 +73,7 @@ def clean(text: str) -> tuple[str, Tally]:
         text = html_text(text)
         removed.add("HTML markup", 1, before - len(text))
     size = len(text)
-    text = LINE_ENDS.sub("\n", text)
+    text = LINE_ENDS.sub("\n", text).replace("\xa0", " ")
     text, count = CONTROL.subn("", text)
     removed.add("control characters", count, count)
     kept = []
@@ -135,7 +135,7 @@ class _Text(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.hidden:
-            self.pieces.append(data.replace("\xa0", " "))
+            self.pieces.append(data)
 
 
 def html_text(page: str) -> str:
