@@ -16,6 +16,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def make_parts(texts: Iterable[str], folder: Path, *, part_chars: int, min_bytes
                         future.result()
             for future in waiting:
                 future.result()
+        except BrokenProcessPool:
+            raise OSError("a worker process was killed, perhaps for lack of memory; run the same command with fewer "
+                          "--workers, it continues from here") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)                       # parts in the making are still finished
             raise

@@ -85,8 +85,13 @@ def prepare(config: PrepareConfig) -> dict:
     continue_or_clear(folder, plan, config.restart)
     save_tokenizer(config, folder, documents(config, files, Tally(), "sampling for the tokenizer"))
     notes = Tally()
-    read = make_parts(documents(config, files, notes, "cleaning and tokenising"), folder, min_bytes=config.min_bytes,
-                      part_chars=config.part_chars, workers=config.workers or min(os.cpu_count() or 1, 8))
+    try:
+        read = make_parts(documents(config, files, notes, "cleaning and tokenising"), folder,
+                          part_chars=config.part_chars, min_bytes=config.min_bytes,
+                          workers=config.workers or min(os.cpu_count() or 1, 8))
+    except KeyboardInterrupt:
+        say("\ninterrupted; the same command continues from here")
+        raise
     report = merge(folder, out, config, plan, {"read": read, "notes": notes})
     shutil.rmtree(folder)
     seconds = time.perf_counter() - started
@@ -229,7 +234,8 @@ def table(report: dict) -> str:
         lines.append(f"{reason:28}{count:12,}")
     lines.append("")
     for name in ("train", "val"):
-        lines.append(f"{name:6}" + "".join(f"{report[name][unit]:14,} {unit}" for unit in ("documents", "tokens", "bytes")))
+        counts = (f"{report[name][unit]:14,} {unit}" for unit in ("documents", "tokens", "bytes"))
+        lines.append(f"{name:6}" + "".join(counts))
     per_token = f"{kept['characters'] / kept['tokens']:.2f} characters or {kept['bytes'] / kept['tokens']:.2f} bytes"
     lines.append(f"{per_token} a token, vocabulary of {report['vocab_size']:,}")
     if "seconds" in report:
