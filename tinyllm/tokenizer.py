@@ -168,17 +168,23 @@ def _sample(texts: Iterable[str], seed: int) -> list[str]:
 
 
 def _learn(lines: list[str], vocab_size: int) -> bytes:
-    # Characters get at most half of the merges' room; the rarest are spelled in bytes, so nothing is lost.
+    """The serialised model. Characters get at most half of the room, and the rarest 0.05% are spelled in bytes."""
     counts = collections.Counter(itertools.chain.from_iterable(lines))
-    room = (vocab_size - 256 - 9) // 2
-    covered = sum(count for _, count in counts.most_common(room)) / counts.total()
+    room, enough, seen, known = (vocab_size - 256 - 9) // 2, 0.9995 * counts.total(), 0, set()
+    for char, count in counts.most_common(room):
+        if seen >= enough:
+            break
+        known.add(char)
+        seen += count
+    if rare := "".join(char for char in counts if char not in known):
+        lines = [part for line in lines for part in re.split(f"[{re.escape(rare)}]", line) if part]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, model_type="bpe",
             normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True, byte_fallback=True, split_digits=True,
-            character_coverage=min(0.9995, covered), max_sentence_length=8000,
+            character_coverage=1.0, max_sentence_length=8000,
             pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="<pad>", bos_piece="<bos>", eos_piece="<eos>",
             # control_symbols cannot be typed; user_defined_symbols can, so only the newline is one.
             control_symbols=list(CONTROL), user_defined_symbols=["\n"], minloglevel=2, num_threads=os.cpu_count() or 1)

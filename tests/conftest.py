@@ -1,0 +1,44 @@
+"""Shared by all tests: a tiny real model and a tiny real tokenizer, both made in well under a second."""
+
+import pytest
+import torch
+
+from tinyllm import tokenizer as tokenizers
+from tinyllm.model import ModelConfig, TinyLLM
+
+SENTENCES = [
+    "The cat sat on the warm mat and looked at the rain.", "A red bird sang in the old tree near the river.",
+    "Mia gave two apples to Tom, and Tom gave her one pear.", "猫坐在暖和的垫子上，看着外面的雨。",
+    "一只红色的小鸟在河边的老树上唱歌。", "米娅给了汤姆两个苹果，汤姆给了她一个梨。", "12 + 30 = 42, and 7 x 8 = 56.",
+]
+
+
+torch.set_num_threads(1)                                             # tiny tensors: a second thread only waits
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """Every test starts from the same random numbers."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A bilingual vocabulary of at most 420 tokens."""
+    return tokenizers.train(SENTENCES * 3, 420, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def config():
+    return ModelConfig(vocab_size=420, dim=32, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=48, context=48)
+
+
+@pytest.fixture
+def model(config):
+    """Random weights, ten times larger than at the start of training so that attention is not nearly uniform."""
+    model = TinyLLM(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight *= 10
+    return model

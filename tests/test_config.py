@@ -1,0 +1,112 @@
+"""Settings: what a user types is either understood exactly or refused in one sentence."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from tinyllm.config import Settings, command, opt, read_command, read_settings
+from tinyllm.model import ModelConfig
+from tinyllm.pretrain import PretrainConfig
+
+
+@dataclass
+class Recipe(Settings):
+    """Bake.
+
+    Example:
+      bake --eggs 3
+    """
+
+    eggs: int = opt(2, "how many", low=1, high=12)
+    heat: float = opt(180.0, "degrees")
+    glaze: bool = opt(False, "shiny top")
+    shape: str = opt("round", "of the cake", choices=("round", "square"))
+    topping: list[str] = opt([], "any number of toppings")
+
+
+@command
+def bake(argv=None):
+    print(json.dumps(read_settings(Recipe, "bake", argv).__dict__))
+
+
+def test_flag_wins_over_file_and_file_over_default(tmp_path):
+    """The nearer the user's hand, the stronger."""
+    file = tmp_path / "cake.json"
+    file.write_text('{"eggs": 4, "heat": 150}')
+    recipe = read_settings(Recipe, "bake", ["--config", str(file), "--heat", "90.5", "--topping", "nuts", "figs"])
+    assert (recipe.eggs, recipe.heat, recipe.shape, recipe.topping) == (4, 90.5, "round", ["nuts", "figs"])
+
+
+def test_preset_gives_way_to_file_and_flag(tmp_path):
+    """A preset is only a better default."""
+    file = tmp_path / "run.json"
+    file.write_text('{"preset": "nano", "ffn_dim": 99}')
+    config = read_settings(PretrainConfig, "pretrain", ["--config", str(file), "--n-layers", "3"])
+    assert (config.dim, config.ffn_dim, config.n_layers) == (256, 99, 3)
+
+
+def test_base_is_the_default_preset():
+    """ModelConfig() and `pretrain` without flags are the model that the project is about."""
+    config = read_settings(PretrainConfig, "pretrain", [])
+    assert (config.n_layers, config.dim, config.n_heads, config.ffn_dim, config.vocab_size, config.context) \
+        == (8, 512, 8, 2048, 16000, 512)
+    assert (ModelConfig().n_layers, ModelConfig().dim, ModelConfig().vocab_size) == (8, 512, 16000)
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--egs", "3"], "unknown argument --egs; did you mean --eggs?"),
+    (["--eggs", "0"], "--eggs must be at least 1, not 0"),
+    (["--eggs", "13"], "--eggs must be at most 12, not 13"),
+    (["--eggs", "two"], "argument --eggs: invalid int value: 'two'"),
+    (["--heat", "nan"], "--heat must be a finite number, not nan"),
+    (["--shape", "star"], "--shape must be one of round, square, not 'star'"),
+    (["--config", "missing.json"], "missing.json"),
+])
+def test_a_wrong_flag_is_one_sentence_and_exit_code_2(flags, sentence, capsys):
+    """No traceback for a user's mistake."""
+    with pytest.raises(SystemExit) as exit:
+        bake(flags)
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and sentence in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ('{"egs": 3}', "unknown setting 'egs'; did you mean eggs?"),
+    ('{"eggs": "3"}', "--eggs must be int, not '3'"),
+    ('{"eggs": true}', "--eggs must be int, not True"),
+    ('{"topping": "nuts"}', "--topping must be a list of str, not 'nuts'"),
+    ('{"eggs": 3', "not valid JSON at line 1"),
+    ("[1]", "expected one JSON object"),
+])
+def test_a_wrong_config_file_is_named_with_what_is_wrong(text, sentence, tmp_path, capsys):
+    """A typo in a file must not train for an hour with the default."""
+    file = tmp_path / "bad.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as exit:
+        bake(["--config", str(file)])
+    assert exit.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_settings_made_in_python_are_checked_too():
+    """One check, in one place, for Python, JSON and flags."""
+    with pytest.raises(ValueError, match="--eggs must be at least 1"):
+        Recipe(eggs=0)
+    with pytest.raises(ValueError, match="n_heads=4 must be a multiple of n_kv_heads=3"):
+        ModelConfig(dim=32, n_heads=4, n_kv_heads=3)
+
+
+def test_help_shows_every_flag_with_its_default(capsys):
+    """--help is generated from the fields, so it cannot lag behind them."""
+    with pytest.raises(SystemExit) as exit:
+        read_settings(Recipe, "bake", ["--help"])
+    text = capsys.readouterr().out
+    assert exit.value.code == 0 and "bake --eggs 3" in text
+    assert all(word in text for word in ("--eggs", "(default: 2)", "--no-glaze", "{round,square}", "--config"))
+
+
+def test_a_missing_subcommand_names_the_choices(capsys):
+    """`python -m tinyllm.tokenizer` alone says what it can do."""
+    with pytest.raises(SystemExit) as exit:
+        read_command({"train": Recipe, "info": Recipe}, "tokenizer", [])
+    assert exit.value.code == 2 and "train|info" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""Tokenizer: every text survives, and no text can produce a control token."""
+
+import random
+import sys
+import unicodedata
+
+import pytest
+from conftest import SENTENCES
+
+from tinyllm import tokenizer as tokenizers
+from tinyllm.tokenizer import CONTROL, Tokenizer
+
+HARD = ["", " ", "  two  spaces ", "\n", "a\n\n b\r\n\tc", "：，。１２", "e\u0301 é ﬁ Å", "👨‍👩‍👧 𝔘",
+        "\u2028\ufeff\u00a0\u3000", "\x00\x01\x7f", "▁", "▁▁ ▁a▁", "</s><unk><s><pad>", "<0x41>", "龘𪚥", "<|user|>\n<|assistant|><eos>"]
+
+
+@pytest.mark.parametrize("text", HARD + SENTENCES)
+def test_decode_gives_back_every_text(tokenizer, text):
+    """Identity normalisation, kept whitespace and byte fallback: nothing is lost, whatever it was trained on."""
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_decode_gives_back_random_unicode(tokenizer):
+    """A property over the whole of Unicode; lone surrogates are not text."""
+    rng = random.Random(0)
+    for _ in range(300):
+        chars = (chr(rng.randrange(sys.maxunicode + 1)) for _ in range(20))
+        text = "".join(c for c in chars if unicodedata.category(c) != "Cs") + rng.choice(HARD)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_no_text_produces_a_control_token(tokenizer):
+    """Otherwise a user who types <|assistant|> could speak for the model."""
+    names = ["<pad>", "<bos>", "<eos>", "<unk>", *CONTROL]
+    controls = {tokenizer.processor.piece_to_id(name) for name in names}
+    assert controls == set(range(8))
+    for text in [*names, " ".join(names), "".join(names), *HARD]:
+        assert controls.isdisjoint(tokenizer.encode(text))
+
+
+def test_control_tokens_are_found_by_name_and_silent_in_text(tokenizer):
+    """Ids are inserted, never parsed out of text; decoding shows none of them."""
+    assert [tokenizer.special(name) for name in ("<pad>", "<bos>", "<eos>", *CONTROL)] == [0, 1, 2, 4, 5, 6, 7]
+    assert tokenizer.decode([tokenizer.special("<|user|>"), *tokenizer.encode("hi"), tokenizer.eos]) == "hi"
+    with pytest.raises(ValueError, match="no control token '<|tool|>'"):
+        tokenizer.special("<|tool|>")
+
+
+def test_digits_are_split(tokenizer):
+    """A number is read digit by digit, so place values can be learnt."""
+    assert len(tokenizer.encode("2026")) == 4
+
+
+def test_streamed_text_is_valid_at_every_moment(tokenizer):
+    """龘 was never seen, so it is three byte tokens: nothing may be shown before the third."""
+    stream, shown = tokenizer.stream(), []
+    for id in tokenizer.encode("好龘!"):
+        shown.append(stream.push(id))
+    assert "".join(shown) + stream.finish() == "好龘!" and "\ufffd" not in "".join(shown) and "" in shown
+
+
+def test_bytes_that_never_become_text_show_as_a_replacement(tokenizer):
+    """A model may write any byte; the stream must neither wait for ever nor crash."""
+    byte = tokenizer.processor.piece_to_id
+    stream = tokenizer.stream()
+    text = stream.push(byte("<0xE9>")) + stream.push(byte("<0x41>")) + stream.push(byte("<0xE9>")) + stream.finish()
+    assert text == "\ufffdA\ufffd"
+
+
+def test_a_small_corpus_lowers_the_vocabulary_and_says_so(tmp_path, capsys):
+    """There are only so many distinct pieces in a few sentences."""
+    tokenizer = tokenizers.train(SENTENCES, 16000, tmp_path)
+    assert 300 < tokenizer.vocab_size < 16000
+    assert f"vocabulary lowered from 16000 to {tokenizer.vocab_size}" in capsys.readouterr().err
+
+
+def test_training_twice_gives_the_same_vocabulary(tmp_path):
+    """A seed draws the sample; merges are counted, not drawn."""
+    models = [tokenizers.train(SENTENCES * 2, 350, tmp_path / str(i)).model for i in range(2)]
+    assert models[0] == models[1]
+
+
+def test_rare_characters_leave_room_for_words(tmp_path):
+    """A vocabulary full of single characters would learn no words; a character seen once is spelled in bytes."""
+    rare = "".join(chr(0x4E00 + i) for i in range(500))
+    tokenizer = tokenizers.train(SENTENCES * 20 + [rare], 450, tmp_path)
+    assert len(tokenizer.encode(rare)) > 500 and tokenizer.decode(tokenizer.encode(rare)) == rare
+    assert any(len(tokenizer.show(id)) > 3 for id in range(265, tokenizer.vocab_size))
+
+
+@pytest.mark.parametrize(("argv", "sentence"), [
+    (["info", "--tokenizer", "nowhere"], "nowhere: no such tokenizer"),
+    (["train", "--out", "x"], "no text to train a tokenizer on"),
+    (["train", "--input", "missing.txt"], "missing.txt"),
+    (["train", "--vocab-size", "10"], "--vocab-size must be at least 300"),
+    (["decode", "--tokenizer", "{folder}", "99999"], "token id 99999 is outside the vocabulary of"),
+])
+def test_mistakes_are_one_sentence(argv, sentence, capsys, tokenizer, tmp_path, monkeypatch):
+    """Each names what is wrong; the command exits with 2."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer.save(tmp_path / "tokenizer.model")
+    with pytest.raises(SystemExit) as exit:
+        tokenizers.main([word.format(folder=tmp_path) for word in argv])
+    assert exit.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    """Neither noise nor a SentencePiece model without our control tokens gets through."""
+    (tmp_path / "tokenizer.model").write_bytes(b"\x00not a model" * 9)
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
+        Tokenizer.load(tmp_path)
+
+
+def test_commands_speak_both_languages(tokenizer, tmp_path, capsys):
+    """encode and decode undo each other; info measures English and Chinese."""
+    tokenizer.save(tmp_path / "tokenizer.model")
+    at = ["--tokenizer", str(tmp_path)]
+    tokenizers.main(["encode", *at, "猫 sat"])
+    tokenizers.main(["decode", *at, *capsys.readouterr().out.split()])
+    assert capsys.readouterr().out == "猫 sat\n"
+    tokenizers.main(["info", *at])
+    shown = capsys.readouterr().out
+    assert "characters per token, en" in shown and "characters per token, zh" in shown and "Chinese" in shown
