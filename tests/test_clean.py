@@ -20,7 +20,7 @@ PAGE = """<!DOCTYPE html><html><head><title>Owls</title><style>p { color: red }<
 
 
 def sentences(rng: random.Random, n: int) -> str:
-    words = "owl fox river stone night moon bread garden winter letter silver window market teacher bridge".split()
+    words = ["owl", "fox", "river", "stone", "night", "moon", "bread", "garden", "winter", "letter", "silver", "window"]
     return " ".join(rng.choice(words) + str(rng.randrange(100)) for _ in range(n))
 
 
@@ -97,7 +97,7 @@ def test_blobs_are_dropped_with_their_line(blob):
     "これは長い日本語の文章です" * 40,
     "ภาษาไทยไม่เว้นวรรคระหว่างคำ" * 40,
     "A long paragraph is still prose. " * 100 + "end",
-    "See https://example.org/" + "a" * 220 + " which explains it. " + "It is a long and careful explanation. " * 10 + ".",
+    "See https://example.org/" + "a" * 220 + " which explains it. " + "It is a long explanation. " * 20 + ".",
 ])
 def test_long_lines_of_prose_stay_in_every_script(line):
     """Chinese, Japanese and Thai write a paragraph without a single space: length alone is no fault."""
@@ -107,7 +107,8 @@ def test_long_lines_of_prose_stay_in_every_script(line):
 @pytest.mark.parametrize("line", [
     "Copyright © 2014 The Owl Press", "© 2020 example.org. All rights reserved.", "copyright 2001-2005 Jane Doe",
     "版权所有 © 2019 某某公司", "This website uses cookies to improve your experience.", "Accept all cookies",
-    "本网站使用cookie以改善体验。", "Home | About us | Contact", "首页 | 登录 | 注册", "Skip to main content", "返回顶部",
+    "本网站使用cookie以改善体验。", "Home | About us | Contact", "首页 | 登录 | 注册", "Skip to main content",
+    "返回顶部",
 ])
 def test_boilerplate_lines_are_dropped(line):
     """They are the most frequent sentences of the web and the least worth learning."""
@@ -197,9 +198,9 @@ def test_a_text_with_one_changed_word_is_a_copy_and_another_text_is_not(language
                "hills, while the village slept and the dogs dreamt of bones.",
                "All night the village slept. By the river an old owl sat in an oak. The dogs were dreaming of bones "
                "and the moon rose over the hills when nobody was waiting for it."),
-        "zh": ("从前有一座高高的山，山脚下住着一位老奶奶和她的小花猫。每天早上，老奶奶都会到河边去打水，小花猫总是跟在她后面，"
+        "zh": ("从前有一座高高的山，山脚下住着一位老奶奶和她的小花猫。每天早上，老奶奶都去河边打水，小花猫跟在后面，"
                "一边走一边看着天上的小鸟，心里想着什么时候才能飞起来，像它们一样到远方去看看大海和城市里的灯火。",
-               "从前有一座高高的山，山脚下住着一位老爷爷和她的小花猫。每天早上，老奶奶都会到河边去打水，小花猫总是跟在她后面，"
+               "从前有一座高高的山，山脚下住着一位老爷爷和她的小花猫。每天早上，老奶奶都去河边打水，小花猫跟在后面，"
                "一边走一边看着天上的小鸟，心里想着什么时候才能飞起来，像它们一样到远方去看看大海和城市里的灯火。",
                "老奶奶每天早上都到河边打水。她住在一座高山的脚下，家里有一只小花猫。猫喜欢看小鸟，也喜欢跟在老奶奶身后散步，"
                "它常常想：要是我也能飞，我就去看大海。"),

@@ -50,7 +50,7 @@ def read_documents(files: list[Path], *, whole_files: bool, max_chars: int, skip
         is_json = ".jsonl" in file.name.lower()
         lines = _lines(file, JSON_LINE_BYTES if is_json else TEXT_LINE_BYTES, skip_bad, notes, progress)
         texts = _json_texts(file, lines, skip_bad, notes) if is_json else \
-            _texts(lines, whole_files, max_chars)
+            _texts(lines, whole_files, max_chars, notes)
         try:
             for text in texts:
                 pieces = list(cut(text, max_chars))
@@ -91,7 +91,7 @@ def _lines(file: Path, limit: int, skip_bad: bool, notes: Tally, progress: Calla
             shown = raw.tell()
 
 
-def _texts(lines: Iterable[str], whole_file: bool, max_chars: int) -> Iterator[str]:
+def _texts(lines: Iterable[str], whole_file: bool, max_chars: int, notes: Tally) -> Iterator[str]:
     """Documents of a text file: all of it, or the blocks between blank lines (never cut inside an HTML script)."""
     pieces, size, hidden = [], 0, False
     for line in lines:
@@ -106,6 +106,7 @@ def _texts(lines: Iterable[str], whole_file: bool, max_chars: int) -> Iterator[s
             size += len(line)
             if size > 2 * max_chars:                                 # a whole book need not fit into memory
                 *ready, rest = cut("".join(pieces), max_chars)
+                notes.add("cut", len(ready))
                 yield from ready
                 pieces, size, hidden = [rest], len(rest), False
     if pieces:
