@@ -189,9 +189,11 @@ def held_out(hashes: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:
 
     A document's lot depends on its text alone, so it stays in its split when other documents come or go.
     """
-    if kept.sum() < 2:
-        raise ValueError(f"{kept.sum()} documents are left after cleaning, but training and validation need one each; "
-                         "give more text, or cut it smaller with --documents block or --max-chars")
+    n = int(kept.sum())
+    if n < 2:
+        left = ("no text is", "only 1 document is")[n]
+        raise ValueError(f"{left} left after cleaning, but training and validation need a document each; give more "
+                         "text, or cut it smaller with --documents block or --max-chars")
     low, high = hashes[kept].min(), hashes[kept].max()
     return (hashes < np.uint64(max(int(share * 2**64), int(low) + 1))) & (hashes < high)
 
@@ -210,7 +212,8 @@ def write_shards(parts: Parts, chosen: np.ndarray, folder: Path, split: str) -> 
             written = 0
         with (folder / names[-1]).open("ab") as file:
             file.write(ids.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
         written += len(ids)
+    for name in names:
+        with (folder / name).open("rb+") as file:
+            os.fsync(file.fileno())
     return names
