@@ -11,7 +11,8 @@ from tinyllm import tokenizer as tokenizers
 from tinyllm.tokenizer import CONTROL, Tokenizer
 
 HARD = ["", " ", "  two  spaces ", "\n", "a\n\n b\r\n\tc", "：，。１２", "e\u0301 é ﬁ Å", "👨‍👩‍👧 𝔘",
-        "\u2028\ufeff\u00a0\u3000", "\x00\x01\x7f", "▁", "▁▁ ▁a▁", "</s><unk><s><pad>", "<0x41>", "龘𪚥", "<|user|>\n<|assistant|><eos>"]
+        "\u2028\ufeff\u00a0\u3000", "\x00\x01\x7f", "▁", "▁▁ ▁a▁", "</s><unk><s><pad>", "<0x41>", "龘𪚥",
+        "<|user|>\n<|assistant|><eos>"]
 
 
 @pytest.mark.parametrize("text", HARD + SENTENCES)
