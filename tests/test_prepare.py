@@ -271,6 +271,15 @@ def test_without_input_the_world_is_the_corpus(tmp_path, words, capsys):
     assert report["val"]["documents"] >= 1
 
 
+def test_another_tokenizer_in_the_same_folder_is_really_used(config, tmp_path):
+    """One process may prepare twice; a tokenizer remembered from the first time would write wrong ids."""
+    prepare(config)
+    train((story(i) for i in range(300)), 400, tmp_path)
+    prepare(replace(config, tokenizer=str(tmp_path / "tokenizer.model")))
+    texts = read_split(config.out, "train") + read_split(config.out, "val")
+    assert sorted(texts) == sorted(story(i) for i in range(300))
+
+
 def test_two_documents_are_enough_and_one_is_not(tmp_path, words):
     """One to train on and one to validate on."""
     file = tmp_path / "a.txt"

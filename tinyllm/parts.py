@@ -40,14 +40,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def text_hash(text: str) -> int:
-    """64 bits of BLAKE2: equal for equal texts only, and the lot that decides between train and val."""
+    """64 bits of BLAKE2: equal texts have equal hashes; also the lot that decides between train and val."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def make_parts(texts: Iterable[str], folder: Path, *, part_chars: int, min_bytes: int, workers: int) -> dict:
+def make_parts(texts: Iterable[str], folder: Path, model: bytes, *, part_chars: int, min_bytes: int,
+               workers: int) -> dict:
     """Makes every part of `texts` that `folder` does not hold yet; returns how much was read.
 
-    `folder` also holds the tokenizer. A single part, or a single worker, stays in this process.
+    `model` is the tokenizer's. A single part, or a single worker, stays in this process.
     """
     read = {"documents": 0, "characters": 0, "bytes": 0}
 
@@ -64,14 +65,14 @@ def make_parts(texts: Iterable[str], folder: Path, *, part_chars: int, min_bytes
     first_two = list(itertools.islice(jobs, 2))
     if workers == 1 or len(first_two) < 2:
         for path, batch in itertools.chain(first_two, jobs):
-            make_part(path, batch, min_bytes)
+            make_part(path, batch, model, min_bytes)
         return read
     # "spawn" works on every system; a few waiting parts keep the workers busy without filling the memory.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
         try:
             waiting = set()
             for path, batch in itertools.chain(first_two, jobs):
-                waiting.add(pool.submit(make_part, path, batch, min_bytes))
+                waiting.add(pool.submit(make_part, path, batch, model, min_bytes))
                 if len(waiting) > 2 * workers:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -107,15 +108,15 @@ def start_worker() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-@functools.cache
-def load_once(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`; each worker reads it once."""
-    return Tokenizer.load(folder)
+@functools.lru_cache(maxsize=1)
+def load_once(model: bytes) -> Tokenizer:
+    """The tokenizer made of `model`; a worker keeps it for all of its parts."""
+    return Tokenizer(model)
 
 
-def make_part(path: Path, texts: list[str], min_bytes: int) -> None:
-    """Cleans, fingerprints and tokenises `texts` into the file `path`, beside which the tokenizer lies."""
-    words = load_once(path.parent)
+def make_part(path: Path, texts: list[str], model: bytes, min_bytes: int) -> None:
+    """Cleans, fingerprints and tokenises `texts` into the file `path`."""
+    words = load_once(model)
     cleaned, dropped, removed = [], Tally(), Tally()
     for raw in texts:
         text, taken = clean.clean(raw)

@@ -65,7 +65,6 @@ class PrepareConfig(Settings):
                              "texts on the same subject already share that much")
 
 
-
 def prepare(config: PrepareConfig) -> dict:
     """The report on what was kept and dropped; writes `out`/train-*.bin, val-*.bin, tokenizer.model and meta.json.
 
@@ -82,20 +81,23 @@ def prepare(config: PrepareConfig) -> dict:
     if not config.restart and (report := finished_report(out, plan)):
         say(f"{out} already holds exactly this; --restart makes it again")
         return report
-    continue_or_clear(folder, plan, config.restart)
-    save_tokenizer(config, folder, documents(config, files, Tally(), "sampling for the tokenizer"))
-    notes = Tally()
+    n_finished, notes = continue_or_clear(folder, plan, config.restart), Tally()
+    words = working_tokenizer(config, folder, documents(config, files, Tally(), "sampling for the tokenizer"))
     try:
-        read = make_parts(documents(config, files, notes, "cleaning and tokenising"), folder,
+        read = make_parts(documents(config, files, notes, "cleaning and tokenising"), folder, words.model,
                           part_chars=config.part_chars, min_bytes=config.min_bytes,
                           workers=config.workers or min(os.cpu_count() or 1, 8))
+        report = merge(folder, out, config, words, plan, {"read": read, "notes": notes})
     except KeyboardInterrupt:
         say("\ninterrupted; the same command continues from here")
         raise
-    report = merge(folder, out, config, plan, {"read": read, "notes": notes})
     shutil.rmtree(folder)
+    average = report["kept"]["characters"] / report["kept"]["documents"]
+    if files and config.documents == "block" and average < 300:
+        say(f"documents have {average:.0f} characters on average; --documents file keeps long texts together")
     seconds = time.perf_counter() - started
-    return report | {"seconds": seconds, "megabytes_per_second": report["read"]["bytes"] / 1e6 / seconds}
+    speed = {} if n_finished else {"megabytes_per_second": read["bytes"] / 1e6 / seconds}
+    return report | {"seconds": seconds} | speed
 
 
 def say(message: str) -> None:
@@ -121,8 +123,9 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
     settings = {key: value for key, value in asdict(config).items() if key not in ("out", "workers", "restart", "json")}
     if config.tokenizer:
         settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
-    rules = [Path(clean.__file__), Path(corpus.__file__)]
-    rules += [] if files else sorted(Path(world.__file__).parent.glob("world*.*"))
+    package = Path(__file__).parent
+    rules = [package / name for name in ("clean.py", "corpus.py", "parts.py")]
+    rules += [] if files else sorted(package.glob("world*.*"))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in rules))
     stats = [(str(file), file.stat()) for file in files]
     return {"version": __version__, "code": code.hexdigest(), "settings": settings,
@@ -139,27 +142,29 @@ def finished_report(out: Path, plan: dict) -> dict | None:
     return meta["report"] if complete and {key: meta.get(key) for key in plan} == plan else None
 
 
-def continue_or_clear(folder: Path, plan: dict, restart: bool) -> None:
-    """Leave the finished parts of an interrupted run under the same plan; clear away anything else."""
+def continue_or_clear(folder: Path, plan: dict, restart: bool) -> int:
+    """The number of finished parts of an interrupted run under the same plan; anything else is cleared away."""
     if folder.exists():
         same = (folder / "plan.json").is_file() and read_json(folder / "plan.json") == plan
         if same and not restart:
-            say(f"continuing after {len(list(folder.glob('part-*.npz')))} finished parts")
-            return
+            n_finished = len(list(folder.glob("part-*.npz")))
+            say(f"continuing after {n_finished} finished parts")
+            return n_finished
         say("starting over" + ("" if restart else f": {folder} belongs to other input or settings"))
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_atomically(folder / "plan.json", json.dumps(plan, ensure_ascii=False).encode())
+    return 0
 
 
-def save_tokenizer(config: PrepareConfig, folder: Path, texts: Iterable[str]) -> None:
-    """Puts tokenizer.model where the workers find it: the one given, or one trained on a sample of `texts`."""
-    if (folder / "tokenizer.model").exists():
-        return
-    if config.tokenizer:
-        Tokenizer.load(config.tokenizer).save(folder / "tokenizer.model")
-    else:
-        tokenizer.train(sample(texts, config.val_share), config.vocab_size, folder, config.seed)
+def working_tokenizer(config: PrepareConfig, folder: Path, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer of this run, kept in `folder`: the one given, or one trained on a sample of `texts`."""
+    if not (folder / "tokenizer.model").exists():
+        if config.tokenizer:
+            Tokenizer.load(config.tokenizer).save(folder / "tokenizer.model")
+        else:
+            tokenizer.train(sample(texts, config.val_share), config.vocab_size, folder, config.seed)
+    return Tokenizer.load(folder)
 
 
 def sample(texts: Iterable[str], val_share: float) -> Iterator[str]:
@@ -184,9 +189,9 @@ def sample(texts: Iterable[str], val_share: float) -> Iterator[str]:
 
 # --- parts -> token files ---
 
-def merge(folder: Path, out: Path, config: PrepareConfig, plan: dict, report: dict) -> dict:
+def merge(folder: Path, out: Path, config: PrepareConfig, words: Tokenizer, plan: dict, report: dict) -> dict:
     """Decides which documents stay, writes the token files and, last of all, meta.json; returns the report."""
-    words, parts = Tokenizer.load(folder), read_parts(folder)
+    parts = read_parts(folder)
     kept = survivors(parts, config.near_duplicates)
     val = kept & held_out(parts.hashes, kept, config.val_share)
     report |= {"dropped": parts.dropped, "removed": parts.removed, "kept": totals(parts.sizes[kept])}
@@ -238,8 +243,10 @@ def table(report: dict) -> str:
         lines.append(f"{name:6}" + "".join(counts))
     per_token = f"{kept['characters'] / kept['tokens']:.2f} characters or {kept['bytes'] / kept['tokens']:.2f} bytes"
     lines.append(f"{per_token} a token, vocabulary of {report['vocab_size']:,}")
-    if "seconds" in report:
-        lines.append(f"{report['seconds']:.1f} seconds, {report['megabytes_per_second']:.1f} MB/s")
+    times = [f"{report[key]:.1f} {unit}" for key, unit in (("seconds", "seconds"), ("megabytes_per_second", "MB/s"))
+             if key in report]
+    if times:
+        lines.append(", ".join(times))
     return "\n".join(lines)
 
 
