@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from tinyllm.clean import Tally
-from tinyllm.corpus import cut, find_files, read_documents
+from tinyllm.corpus import Tally, cut, find_files, read_documents
 
 
 def read(*paths, whole_files=False, max_chars=1000, skip_bad=False, notes=None, progress=lambda n: None) -> list[str]:

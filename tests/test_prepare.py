@@ -194,6 +194,28 @@ def test_parts_of_another_plan_are_not_mixed_in(config, capsys):
     assert "starting over" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("step", ["write_shards", "write_atomically", "rmtree"])
+def test_a_crash_at_the_end_is_repaired_by_the_same_command(config, tmp_path, monkeypatch, step):
+    """Between two steps of the last stage the folder is either incomplete, and says so, or complete."""
+    prepare(replace(config, out=str(tmp_path / "unbroken")))
+    config = replace(config, val_share=0.3)
+    prepare(config)                                                  # an older result lies in the folder
+    config = replace(config, val_share=0.1)
+
+    def crash(*arguments):
+        if step != "write_atomically" or arguments[0].name == "meta.json":
+            raise KeyboardInterrupt
+        return parts_module.write_atomically(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"tinyllm.prepare.{'shutil.' if step == 'rmtree' else ''}{step}", crash)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    assert (Path(config.out) / "meta.json").exists() == (step != "write_atomically")
+    prepare(config)
+    assert contents(config.out) == contents(tmp_path / "unbroken")
+
+
 def test_long_corpora_fill_several_files(config, monkeypatch):
     """Files of bounded size; together they hold the same tokens in the same order."""
     prepare(config)

@@ -12,6 +12,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 
+from tinyllm.corpus import Tally
+
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # Everything invisible except newline and tab. The joiners U+200C and U+200D stay: scripts and emoji need them.
 # Lone surrogates can be written in JSON ("\ud800") but not in UTF-8.
@@ -44,21 +46,6 @@ NAVIGATION = re.compile(r"home|menu|about(?: us)?|contact(?: us)?|log ?in|sign (
 
 N_BANDS, BAND_ROWS, SHINGLE = 12, 5, 5
 LEADERS = 100
-
-
-class Tally(dict):
-    """Reason -> [how many, characters]: what was dropped, for the report."""
-
-    def add(self, reason: str, count: int = 1, characters: int = 0) -> None:
-        """Count `count` more cases of `reason`; a reason that never happened does not appear."""
-        if count or characters:
-            old = self.get(reason, (0, 0))
-            self[reason] = [old[0] + count, old[1] + characters]
-
-    def merge(self, other: dict) -> None:
-        """Add all counts of `other`."""
-        for reason, (count, characters) in other.items():
-            self.add(reason, count, characters)
 
 
 def clean(text: str) -> tuple[str, Tally]:

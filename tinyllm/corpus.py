@@ -12,13 +12,26 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tinyllm.clean import Tally
-
 ENDINGS = (".txt", ".md", ".jsonl", ".txt.gz", ".md.gz", ".jsonl.gz")
 TEXT_LINE_BYTES = 1 << 20             # longer lines are read in pieces, so that no line can fill the memory
 JSON_LINE_BYTES = 64 << 20            # a JSON line has to be read whole
 HIDDEN = re.compile(r"</?(?:script|style)\b|<!--|-->", re.I)
 SENTENCE_END = re.compile(r"[.!?]['”’\")]?\s|[。！？][”’」』]?")
+
+
+class Tally(dict):
+    """Reason -> [how many, characters]: what was dropped, for the report."""
+
+    def add(self, reason: str, count: int = 1, characters: int = 0) -> None:
+        """Count `count` more cases of `reason`; a reason that never happened does not appear."""
+        if count or characters:
+            old = self.get(reason, (0, 0))
+            self[reason] = [old[0] + count, old[1] + characters]
+
+    def merge(self, other: dict) -> None:
+        """Add all counts of `other`."""
+        for reason, (count, characters) in other.items():
+            self.add(reason, count, characters)
 
 
 def find_files(paths: list[str]) -> list[Path]:

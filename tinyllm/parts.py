@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyllm import clean
-from tinyllm.clean import Tally
+from tinyllm.corpus import Tally
 from tinyllm.tokenizer import Tokenizer
 
 SHARD_TOKENS = 64_000_000             # 128 MB a file

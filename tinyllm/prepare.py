@@ -19,8 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyllm import __version__, clean, corpus, tokenizer, world
-from tinyllm.clean import Tally
 from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings
+from tinyllm.corpus import Tally
 from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_atomically, write_shards
 from tinyllm.tokenizer import Tokenizer
 
@@ -80,6 +80,8 @@ def prepare(config: PrepareConfig) -> dict:
     plan = make_plan(config, files)
     if not config.restart and (report := finished_report(out, plan)):
         say(f"{out} already holds exactly this; --restart makes it again")
+        if has_plan(folder, plan):                                   # stopped between its last two steps
+            shutil.rmtree(folder)
         return report
     n_finished, notes = continue_or_clear(folder, plan, config.restart), Tally()
     words = working_tokenizer(config, folder, documents(config, files, Tally(), "sampling for the tokenizer"))
@@ -142,11 +144,15 @@ def finished_report(out: Path, plan: dict) -> dict | None:
     return meta["report"] if complete and {key: meta.get(key) for key in plan} == plan else None
 
 
+def has_plan(folder: Path, plan: dict) -> bool:
+    """True if the parts in `folder` were made under `plan`."""
+    return (folder / "plan.json").is_file() and read_json(folder / "plan.json") == plan
+
+
 def continue_or_clear(folder: Path, plan: dict, restart: bool) -> int:
     """The number of finished parts of an interrupted run under the same plan; anything else is cleared away."""
     if folder.exists():
-        same = (folder / "plan.json").is_file() and read_json(folder / "plan.json") == plan
-        if same and not restart:
+        if has_plan(folder, plan) and not restart:
             n_finished = len(list(folder.glob("part-*.npz")))
             say(f"continuing after {n_finished} finished parts")
             return n_finished
