@@ -104,6 +104,7 @@ def test_progress_counts_the_bytes_on_disk(tmp_path):
     ("a.txt.gz", b"not gzip", "a.txt.gz: damaged gzip file"),
     ("a.txt.gz", gzip.compress(b"x" * 10_000)[:-9], "a.txt.gz: damaged gzip file"),
     ("a.jsonl", b'{"text": "x"}\n{"text": }\n', "a.jsonl, line 2: not valid JSON (Expecting value, column 10)"),
+    ("a.jsonl", b'{"text"\n', "a.jsonl, line 1: not valid JSON (Expecting ':' delimiter, column 9)"),
     ("a.jsonl", b'\n{"story": "x"}\n', 'a.jsonl, line 2: expected an object with a string "text"'),
     ("a.jsonl", b"[1]\n", 'a.jsonl, line 1: expected an object with a string "text"'),
     ("a.jsonl", b'{"text": 3}\n', 'a.jsonl, line 1: expected an object with a string "text"'),

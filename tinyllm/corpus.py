@@ -136,7 +136,7 @@ def _json_texts(file: Path, lines: Iterable[str], skip_bad: bool, notes: Tally) 
             fault = "" if isinstance(row, dict) and isinstance(row.get("text"), str) else \
                 'expected an object with a string "text"'
         except (json.JSONDecodeError, RecursionError) as error:
-            fault = f"not valid JSON ({getattr(error, 'msg', error)}, column {getattr(error, 'colno', 1)})"
+            fault = f"not valid JSON ({getattr(error, 'msg', error)}, column {getattr(error, 'pos', 0) + 1})"
         if not fault:
             yield row["text"]
         elif skip_bad:
