@@ -37,7 +37,8 @@ def test_every_ending_gives_the_same_documents(tmp_path):
 def test_a_folder_is_read_in_a_fixed_order_and_each_file_once(tmp_path):
     """The order decides which copy is the first one, so it must not depend on the file system."""
     (tmp_path / "sub").mkdir()
-    for name in ("b.txt", "a.md", "sub/c.TXT", "ignored.pdf"):
+    (tmp_path / ".git").mkdir()
+    for name in ("b.txt", "a.md", "sub/c.TXT", "ignored.pdf", ".git/d.txt", ".e.txt"):
         (tmp_path / name).write_text(name, encoding="utf-8")
     assert read(tmp_path, tmp_path / "b.txt") == ["a.md", "b.txt", "sub/c.TXT"]
 

@@ -35,12 +35,17 @@ class Tally(dict):
 
 
 def find_files(paths: list[str]) -> list[Path]:
-    """The text files in `paths` in a fixed order; ValueError for a path that is missing or holds none."""
+    """The text files in `paths` in a fixed order; ValueError for a path that is missing or holds none.
+
+    Hidden files and folders (.git, .ipynb_checkpoints) inside a folder do not count.
+    """
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder")
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        inside = [path] if path.is_file() else sorted(
+            file for file in path.rglob("*")
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts))
         usable = [file for file in inside if file.name.lower().endswith(ENDINGS)]
         if not usable:
             raise ValueError(f"{path}: nothing to read here; the names of text files end in {' '.join(ENDINGS)}")
