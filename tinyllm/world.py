@@ -139,7 +139,7 @@ def plural(noun: str) -> str:
 
 PRONOUNS = {"boy": ("he", "him", "his", "himself"), "girl": ("she", "her", "her", "herself"),
             "it": ("it", "it", "its", "itself"), "many": ("they", "them", "their", "themselves")}
-AGREE = {"is": "are", "was": "were", "has": "have", "does": "do", "this": "these", "s-verb": ""}
+AGREE = {"are": "are", "is": "are", "was": "were", "has": "have", "does": "do", "this": "these", "s-verb": ""}
 
 
 def _english(concept: Concept, form: str, look: Concept | None) -> str:
@@ -149,6 +149,8 @@ def _english(concept: Concept, form: str, look: Concept | None) -> str:
     if form in ("he", "him", "his", "himself"):
         sex = "many" if many else concept.features.get("sex", ["it"])[0]
         return PRONOUNS[sex][("he", "him", "his", "himself").index(form)]
+    if form == "are":                                            # after the plural: balls are, milk is
+        return "is" if unit and not many else "are"
     if form in AGREE:
         return AGREE[form] if many else form
     if form in ("past", "ing"):                                  # activities: "flew a kite|flying a kite"
@@ -179,6 +181,8 @@ def _chinese(concept: Concept, form: str, look: Concept | None) -> str:
 @functools.cache
 def _word(concept: Concept, path: str, language: str, look: Concept | None) -> str:
     head, _, rest = path.partition(".")
+    if head == "kind":
+        return _word(concepts()[concept.kinds[0]], rest, language, None)
     if head in concept.features:                                 # {A.job.a}: follow the relation, then choose the form
         return _word(concepts()[concept.features[head][0]], rest, language, None)
     return (_english if language == "en" else _chinese)(concept, head, look)
@@ -338,16 +342,17 @@ class Simulation:
 
     def draw(self, spec: str, roles: dict) -> tuple | int:
         """A value for a role: a number (`2..9`, `N+M`), a relation (`X.sold-at`), a sibling (`~X`) or a class."""
-        if ".." in spec:
+        form = _form_of(spec)
+        if form == "range":
             low, high = (_sum(side, roles) for side in spec.split(".."))
             return self.rng.randint(low, high)
-        if spec[0] == "~":
-            spec = roles[spec[1:]][0].kinds[0]
-        elif "." in spec:
+        if form == "relation":
             role, relation = spec.split(".")
             return concepts()[self.rng.choice(roles[role][0].features[relation])], None
-        elif spec[0].isupper():
+        if form == "sum":
             return _sum(spec, roles)
+        if form == "sibling":
+            spec = roles[spec[1:]][0].kinds[0]
         options = members(spec)
         for _ in range(30):
             concept = options[int(self.rng.random() * len(options))]
@@ -373,25 +378,27 @@ class Simulation:
                 return roles
             self.used = before
 
-    def tell(self, plot: Plot, roles: dict) -> None:
-        """Play the steps of `plot` in order."""
+    def tell(self, plot: Plot, roles: dict, causes: str = "") -> None:
+        """Play the steps of `plot` in order; `causes` name what brought them about unless they say so themselves."""
         for step in plot.steps:
             if step.optional and self.rng.random() < 0.5:
                 continue
             if step.include:
                 given = [roles[argument] for argument in step.arguments]
                 ways = [way for way in grammar().plots[step.include] if accepts(way, given)]
+                if step.optional and not ways:
+                    continue
                 assert ways, f"{plot.name}: no {step.include} for {given}"
                 way = ways[int(self.rng.random() * len(ways))]
-                self.tell(way, self.cast(way, given))
+                self.tell(way, self.cast(way, given), step.marks.get("<", causes))
             else:
-                self.plan.append((step, roles, self.happen(step, roles) if step.action else None))
+                self.plan.append((step, roles, self.happen(step, roles, causes) if step.action else None))
 
-    def happen(self, step: Step, roles: dict) -> Event:
+    def happen(self, step: Step, roles: dict, causes: str = "") -> Event:
         """Record the event and change the state; nobody gives away or loses what they do not have."""
-        key = lambda role: roles[role][0].key if role else None
+        key = lambda role: None if not role else roles[role][0].key if role in roles else concepts()[role].key
         actor, thing = ([*step.arguments, None, None])[:2]
-        causes = [self.latest[label] for label in step.marks.get("<", "").split(",") if label in self.latest]
+        causes = [self.latest[label] for label in step.marks.get("<", causes).split(",") if label in self.latest]
         count = roles[step.marks["#"]] if "#" in step.marks else None
         event = Event(len(self.events), step.action, key(actor), key(thing), key(step.marks.get(">")),
                       key(step.marks.get("@")), count, max(causes, default=None))
@@ -399,8 +406,8 @@ class Simulation:
         if effect in ("lose", "pass"):
             assert self.holds[event.actor, event.object] >= amount, f"{event} without having it"
             self.holds[event.actor, event.object] -= amount
-        if effect in ("gain", "pass"):
-            self.holds[event.recipient if effect == "pass" else event.actor, event.object] += amount
+        if effect in ("gain", "pass", "grant"):
+            self.holds[event.actor if effect == "gain" else event.recipient, event.object] += amount
         if effect == "go":
             self.where[event.actor] = event.place
         self.latest[step.action] = event.order
@@ -418,6 +425,13 @@ def _sum(expression: str, roles: dict) -> int:
 
 
 @functools.cache
+def _form_of(spec: str) -> str:
+    """What kind of role this is: `2..9` range, `~X` sibling, `X.sold-at` relation, `N+M` sum, else class."""
+    forms = {"range": r".*\w\.\.\w", "sibling": "~", "relation": r"[A-Z]\d?\.", "sum": r"([A-Z]\d?|\d+)([-+*]|$)"}
+    return next((form for form, pattern in forms.items() if re.match(pattern, spec)), "class")
+
+
+@functools.cache
 def _member_set(spec: str) -> frozenset[Concept]:
     return frozenset(members(spec))
 
@@ -425,7 +439,7 @@ def _member_set(spec: str) -> frozenset[Concept]:
 def accepts(plot: Plot, given: list) -> bool:
     """Whether `given` fits the first roles of `plot`."""
     return len(given) <= len(plot.roles) and all(
-        not spec or isinstance(value, int) or value[0] in _member_set(spec)
+        not spec or (isinstance(value, tuple) and _form_of(spec) == "class" and value[0] in _member_set(spec))
         for (_, spec), value in zip(plot.roles, given))
 
 
@@ -458,6 +472,9 @@ def _sentence(text: str) -> str:
 def word_steps(simulation: Simulation, language: str, rng: random.Random) -> list[str]:
     sentences = []
     for step, roles, event in simulation.plan:
+        if not step.texts[language]:                             # a second side of the event before: nothing to say
+            event.text = simulation.events[event.order - 1].text
+            continue
         text = _wording([step.texts[language]], roles, language, rng)
         text = _sentence(text) if language == "en" else text
         if event:
