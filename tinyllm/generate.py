@@ -29,7 +29,8 @@ def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: in
     """
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    probabilities, order = (logits.float() / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
     if top_k:
         probabilities[:, top_k:] = 0                                 # by rank, so ties do not let more through
         probabilities /= probabilities.sum(-1, keepdim=True)

@@ -1,0 +1,132 @@
+"""Generation: the sampler keeps its promises, and a continuation does not depend on its neighbours."""
+
+import io
+import json
+
+import pytest
+import torch
+
+from tinyllm import checkpoint, generate
+from tinyllm.generate import next_token_probabilities, stream
+from tinyllm.model import TinyLLM
+from tinyllm.train import TrainConfig
+
+END = 2
+
+
+def ids(model, prompt=(5, 9, 13), **settings):
+    return list(stream(model, list(prompt), end=END, **{"max_new_tokens": 12} | settings))
+
+
+def test_temperature_zero_is_the_likeliest_token():
+    """Also among ties, where exactly one may win."""
+    p = next_token_probabilities(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 1.0]]), temperature=0)
+    assert p.tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+def test_low_temperature_sharpens_and_high_flattens():
+    """Dividing the logits by T scales every log-odds by 1/T."""
+    logits = torch.randn(1, 50)
+    for temperature in (0.5, 1.0, 2.0):
+        p = next_token_probabilities(logits, temperature)
+        odds = (p[0, 3] / p[0, 7]).log()
+        torch.testing.assert_close(odds, (logits[0, 3] - logits[0, 7]) / temperature, rtol=1e-4, atol=1e-4)
+
+
+def test_top_k_keeps_exactly_k_even_among_ties():
+    """Comparing with the k-th value instead of counting would let every tie through."""
+    p = next_token_probabilities(torch.zeros(1, 10), top_k=3)
+    assert int((p > 0).sum()) == 3 and p[p > 0].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_top_p_keeps_the_token_that_crosses_p():
+    """0.5 + 0.3 reaches 0.7 only with the second token; what is kept is rescaled to one."""
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    p = next_token_probabilities(logits, top_p=0.7)
+    assert p[0].tolist() == pytest.approx([0, 0.625, 0.375])
+    assert next_token_probabilities(logits, top_p=0.0)[0].tolist() == [0, 1, 0]
+    assert next_token_probabilities(logits, top_p=1.0)[0].tolist() == pytest.approx([0.2, 0.5, 0.3])
+
+
+@torch.no_grad()
+def test_the_cache_changes_nothing(model):
+    """Decoding from the cache equals reading everything again for each token."""
+    row = [5, 9, 13]
+    for (id,) in ids(model, temperature=0):
+        assert id == int(model(torch.tensor([row]))[0, -1].argmax())
+        row.append(id)
+
+
+def test_a_continuation_does_not_depend_on_its_neighbours(model):
+    """Sample i has its own generator: alone or in a batch of four it is the same."""
+    together = list(zip(*ids(model, n=4, seed=7, temperature=1.5)))
+    for i, sample in enumerate(together):
+        alone = [id for (id,) in ids(model, n=1, seed=7 + i, temperature=1.5)]
+        assert list(sample[:len(alone)]) == alone and set(sample[len(alone):]) <= {END}
+    assert len(set(together)) > 1
+
+
+def test_an_ended_continuation_stays_ended(model):
+    """Its neighbours may go on; it only repeats the end token, and the stream stops when all have ended."""
+    with torch.no_grad():
+        model.embed.weight[END] = model.embed.weight.mean(0) * 8     # make the end likely, but not at once for all
+    samples = list(zip(*ids(model, n=6, temperature=2.0, top_p=1.0, max_new_tokens=40)))
+    ends = [sample.index(END) for sample in samples if END in sample]
+    assert ends and len(set(ends)) > 1
+    assert all(set(sample[sample.index(END):]) == {END} for sample in samples if END in sample)
+
+
+def test_generation_stops_at_the_end_of_the_context(model):
+    """Prompt and answer together never exceed what the model was trained to read."""
+    assert len(ids(model, prompt=range(3, 43), temperature=1.0, max_new_tokens=99)) <= 8
+
+
+@pytest.mark.parametrize(("length", "sentence"), [(48, "48 tokens long and context=48 leaves no room"),
+                                                  (200, "shorten the prompt"), (0, "an empty prompt")])
+def test_a_prompt_that_cannot_be_continued_is_refused(model, length, sentence):
+    """Cutting it silently would answer another question."""
+    with pytest.raises(ValueError, match=sentence):
+        ids(model, prompt=range(length))
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer, config):
+    config.vocab_size = tokenizer.vocab_size
+    return str(checkpoint.save(tmp_path, TinyLLM(config), tokenizer, TrainConfig(), {"step": 1}))
+
+
+def test_the_same_seed_writes_the_same_text(folder, capsys):
+    """And another seed another one."""
+    texts = []
+    for seed in ("1", "1", "2"):
+        generate.main(["猫 sat", "--checkpoint", folder, "--seed", seed, "--max-new-tokens", "15"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("猫 sat")
+
+
+def test_json_is_for_programs(folder, capsys):
+    """One object a prompt on stdout, everything else on stderr."""
+    generate.main(["The cat", "--checkpoint", folder, "--json", "--max-new-tokens", "5"])
+    out = json.loads(capsys.readouterr().out)
+    assert out["prompt"] == "The cat" and set(out) == {"prompt", "text", "tokens", "seconds", "checkpoint"}
+
+
+def test_without_a_prompt_lines_are_read_until_they_end(folder, capsys, monkeypatch):
+    """Interactive in a terminal, a filter in a pipe."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("The cat\n米娅\n"))
+    generate.main(["--checkpoint", folder, "--max-new-tokens", "3"])
+    shown = capsys.readouterr().out
+    assert "The cat" in shown and "米娅" in shown
+
+
+def test_a_long_prompt_exits_with_one_sentence(folder, capsys):
+    """Exit code 2: the user's mistake, no traceback."""
+    with pytest.raises(SystemExit) as exit:
+        generate.main(["x " * 100, "--checkpoint", folder])
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and "leaves no room for an answer" in err and "Traceback" not in err
+
+
+def test_nothing_printed_can_drive_a_terminal():
+    """A model may write an escape character; the screen must not obey it."""
+    assert generate.printable("a\x1b[2Jb\n\tc\x07é猫\u3000") == "a\ufffd[2Jb\n\tc\ufffdé猫\u3000"

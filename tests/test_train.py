@@ -1,0 +1,276 @@
+"""The loop: what one step learns from, and that stopping costs nothing."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tinyllm import checkpoint, train
+from tinyllm.data import IGNORE, Batch, next_token_batch
+from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.train import TrainConfig, TrainState, next_token_loss
+
+SHAPE = ModelConfig(vocab_size=420, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, context=16, dropout=0.1)
+CONFIG = TrainConfig(max_steps=20, batch_size=2, effective_batch_size=4, dtype="float32", compile="off", val_every=5,
+                     save_every=100, warmup_steps=3, start_context=8)
+
+
+def batch_at(step):
+    """Four rows of a language in which every token is followed by its successor; a function of the step alone."""
+    start = torch.randint(0, 420, (4, 1), generator=torch.Generator().manual_seed(step))
+    return next_token_batch((start + torch.arange(17)) % 420)
+
+
+def fresh(shape=SHAPE):
+    torch.manual_seed(5)
+    return TinyLLM(shape)
+
+
+def weights(model):
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def assert_same(a, b):
+    assert all(torch.equal(a[name], b[name]) for name in a) and a.keys() == b.keys()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(rows):
+    """With unequal numbers of targets a mean of means would be wrong: sums are added, then divided once."""
+    batch = batch_at(0)
+    for row, masked in enumerate((0, 3, 9, 15)):
+        batch.targets[row, :masked] = IGNORE
+
+    def one_step(micro):
+        model = fresh(replace(SHAPE, dropout=0.0))
+        config = replace(CONFIG, max_steps=1, batch_size=micro, optimizer="adamw", start_context=0)
+        rows = []
+        train.train(model, lambda step: batch, config, report=rows.append)
+        return weights(model), rows[0]
+
+    (whole, row), (split, other) = one_step(4), one_step(rows)
+    for name in whole:
+        torch.testing.assert_close(whole[name], split[name], rtol=1e-4, atol=1e-6)
+    assert row["loss"] == pytest.approx(other["loss"])
+    assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_one_batch_can_be_memorised():
+    """If the loop works at all, the loss on a single batch goes to nothing."""
+    model = fresh(replace(SHAPE, dropout=0.0))
+    state = train.train(model, lambda step: batch_at(0), replace(CONFIG, max_steps=250, start_context=0))
+    assert state.loss < 0.05
+
+
+def test_ignored_targets_teach_nothing():
+    """Padding and prompts are IGNORE; changing what they would have been changes no gradient."""
+    batch = batch_at(0)
+    batch.targets[:, :10] = IGNORE
+    loss, count = next_token_loss(fresh().eval(), batch)
+    logits = fresh().eval()(batch.tokens)[:, 10:].log_softmax(-1)
+    by_hand = -logits.gather(-1, batch.targets[:, 10:, None]).sum()
+    torch.testing.assert_close(loss, by_hand)
+    assert int(count) == 24
+
+
+def test_a_batch_without_targets_is_an_error_not_a_nan():
+    """0 / 0 would poison every weight."""
+    empty = Batch(torch.zeros(2, 4, dtype=torch.long), torch.full((2, 4), IGNORE))
+    with pytest.raises(ValueError, match="step 0 has no target to learn"):
+        train.train(fresh(), lambda step: empty, replace(CONFIG, start_context=0))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_resumed_equals_unbroken(optimizer):
+    """20 steps == 9, stop, 11 more, bit for bit: weights, momentum, schedule, dropout and row length."""
+    config = replace(CONFIG, optimizer=optimizer)
+    unbroken = fresh()
+    train.train(unbroken, batch_at, config)
+
+    first, kept, steps = fresh(), {}, []
+    train.train(first, batch_at, config, report=steps.append, should_stop=lambda: len(steps) == 9,
+                save=lambda state, tensors: kept.update(
+                    state=replace(state), tensors={name: tensor.clone() for name, tensor in tensors.items()}))
+    assert kept["state"].step == 9
+    second = TinyLLM(SHAPE)
+    second.load_state_dict(first.state_dict())
+    state = train.train(second, batch_at, config, resume=(kept["state"], kept["tensors"]))
+    assert_same(weights(unbroken), weights(second))
+    assert state.step == 20 and state.tokens == 20 * 64
+
+
+def test_rows_are_short_first_and_a_step_keeps_its_tokens():
+    """The curriculum: half-length rows until the middle of the run."""
+    rows = []
+    train.train(fresh(), batch_at, replace(CONFIG, max_steps=4), report=rows.append)
+    assert [row["context"] for row in rows] == [8, 8, 16, 16]
+    assert [row["tokens"] for row in rows] == [64, 128, 192, 256]
+
+
+@pytest.mark.parametrize(("limit", "steps"), [({"max_tokens": 200}, 4), ({"max_steps": 3}, 3),
+                                              ({"max_steps": 3, "max_tokens": 64}, 1)])
+def test_a_run_ends_at_the_first_limit(limit, steps):
+    """Steps, tokens or minutes, whichever comes first."""
+    assert train.train(fresh(), batch_at, replace(CONFIG, max_steps=0, **limit) if "max_steps" not in limit
+                       else replace(CONFIG, **limit)).step == steps
+
+
+def test_a_run_without_an_end_is_refused():
+    """Otherwise the schedule has no shape."""
+    with pytest.raises(ValueError, match="give --max-steps, --max-tokens or --max-minutes"):
+        train.train(fresh(), batch_at, replace(CONFIG, max_steps=0))
+
+
+def test_the_clock_can_end_a_run():
+    """--max-minutes counts the time of earlier sittings too."""
+    state = train.train(fresh(), batch_at, replace(CONFIG, max_steps=0, max_minutes=0.01))
+    assert state.step > 0 and 0.6 <= state.seconds < 10
+    again = train.train(fresh(), batch_at, replace(CONFIG, max_steps=0, max_minutes=0.01), resume=(state, {}))
+    assert again.step == state.step
+
+
+def test_nan_stops_with_the_step_and_the_likely_cause():
+    """A loss that is not a number never gets better by itself."""
+    model = fresh()
+    with torch.no_grad():
+        model.embed.weight[3] = math.nan
+    with pytest.raises(ValueError, match=r"step 0: loss is nan .*learning rate that is too high.*--dtype float32"):
+        train.train(model, lambda step: next_token_batch(torch.arange(17).repeat(4, 1)), CONFIG)
+
+
+def test_bfloat16_activations_learn_what_float32_learns():
+    """Weights stay float32; the loss after a few steps agrees to bfloat16's three digits."""
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        model = fresh(replace(SHAPE, dropout=0.0))
+        losses.append(train.train(model, batch_at, replace(CONFIG, dtype=dtype)).loss)
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_validation_does_not_change_training():
+    """Looking at the held-out text must leave no trace."""
+    with_val, without = fresh(), fresh()
+    rows = []
+    train.train(with_val, batch_at, CONFIG, val=[batch_at(99)], report=rows.append)
+    train.train(without, batch_at, CONFIG)
+    assert_same(weights(with_val), weights(without))
+    assert [row["step"] for row in rows if "val_loss" in row] == [5, 10, 15, 20]
+
+
+# --- a stage in a folder ---
+
+def stage(folder, tokenizer, config=CONFIG, shape=SHAPE, **more):
+    model = fresh(replace(shape, vocab_size=tokenizer.vocab_size))
+    rows = lambda step: Batch(*(t % tokenizer.vocab_size for t in vars(batch_at(step)).values()))
+    state = train.run_stage(model, tokenizer, rows, config, folder, val=[rows(99)], bytes_per_token=2.0, **more)
+    return model, state
+
+
+def test_a_stage_saves_logs_and_has_nothing_left_to_do(tmp_path, tokenizer, capsys):
+    """metrics.jsonl has a row per step and per validation, with bits per byte = nats / bytes / ln 2."""
+    stage(tmp_path, tokenizer)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    validated = [row for row in rows if "val_loss" in row]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21)) and len(validated) == 4
+    assert validated[-1]["bits_per_byte"] == pytest.approx(validated[-1]["val_loss"] / 2.0 / math.log(2))
+    assert checkpoint.steps(tmp_path)[-1].name == "step-00000020"
+    _, again = stage(tmp_path, tokenizer)
+    assert again.step == 20 and "already reached its limit" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, tokenizer):
+    """The step is finished, the state is saved, and what follows equals a run that was never interrupted."""
+    unbroken, _ = stage(tmp_path / "a", tokenizer)
+
+    def interrupt(row):
+        if row["step"] == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "b", tokenizer, report=interrupt)
+    assert checkpoint.steps(tmp_path / "b")[-1].name == "step-00000007"
+    resumed, _ = stage(tmp_path / "b", tokenizer)
+    assert_same(weights(unbroken), weights(resumed))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, 21))
+
+
+def test_restart_begins_again(tmp_path, tokenizer):
+    """Without it a finished folder would be left as it is."""
+    stage(tmp_path, tokenizer)
+    _, state = stage(tmp_path, tokenizer, replace(CONFIG, max_steps=2, restart=True))
+    assert state.step == 2 and [folder.name for folder in checkpoint.steps(tmp_path)] == ["step-00000002"]
+
+
+def test_a_damaged_state_is_set_aside_and_the_one_before_used(tmp_path, tokenizer, capsys):
+    """A truncated file costs the steps since the checkpoint before it, not the run."""
+    config = replace(CONFIG, save_every=5)
+    unbroken, _ = stage(tmp_path, tokenizer, config)
+    file = checkpoint.steps(tmp_path)[-1] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    resumed, _ = stage(tmp_path, tokenizer, config)
+    assert "set aside as damaged-step-00000020" in capsys.readouterr().err
+    assert_same(weights(unbroken), weights(resumed))
+
+
+def test_a_folder_with_another_model_is_refused(tmp_path, tokenizer):
+    """Resuming must not quietly train something else than was asked for."""
+    stage(tmp_path, tokenizer)
+    with pytest.raises(ValueError, match=r"holds a model of another shape.*--restart"):
+        stage(tmp_path, tokenizer, shape=replace(SHAPE, n_layers=3))
+
+
+def test_signals_are_left_alone_outside_the_main_thread(tmp_path, tokenizer):
+    """A notebook or a server may train in a thread, where signals belong to somebody else."""
+    thread = threading.Thread(target=stage, args=(tmp_path, tokenizer))
+    thread.start()
+    thread.join()
+    assert checkpoint.steps(tmp_path)[-1].name == "step-00000020"
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, "tests")
+import test_train
+from tinyllm.tokenizer import Tokenizer
+torch.set_num_threads(1)
+test_train.stage(sys.argv[1], Tokenizer.load(sys.argv[2]), test_train.KILL_CONFIG,
+                 report=lambda row: print(row["step"], flush=True))
+"""
+KILLS = int(os.environ.get("TINYLLM_KILLS", "4"))                    # TINYLLM_KILLS=20 for a thorough look
+KILL_CONFIG = replace(CONFIG, max_steps=40 * KILLS, save_every=2)    # saving most of the time, to be hit while saving
+
+
+def test_kill_minus_nine_at_any_moment_loses_no_exactness(tmp_path, tokenizer):
+    """Killed at random moments, it resumes every time and ends bit-identical to a run that nobody disturbed."""
+    tokenizer.save(tmp_path / "tokenizer.model")
+    rng = random.Random(0)
+    for _ in range(KILLS):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "run"), str(tmp_path)],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(rng.randrange(1, 40)):
+            assert process.stdout.readline(), process.stderr.read()
+        time.sleep(rng.random() * 0.02)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    unbroken, _ = stage(tmp_path / "unbroken", tokenizer, replace(KILL_CONFIG, save_every=1000))
+    resumed, state = stage(tmp_path / "run", tokenizer, KILL_CONFIG)
+    assert state.step == 40 * KILLS
+    assert_same(weights(unbroken), weights(resumed))
+
+
+def test_a_state_counts_the_largest_share_of_any_limit():
+    """Progress drives the schedule and the time left."""
+    state = TrainState(step=5, tokens=30, seconds=60)
+    assert state.progress(replace(CONFIG, max_steps=10, max_tokens=300)) == 0.5
+    assert state.progress(replace(CONFIG, max_steps=10, max_minutes=1.25)) == 0.8
