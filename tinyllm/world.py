@@ -158,6 +158,7 @@ def _english(concept: Concept, form: str, look: Concept | None) -> str:
     place = noun if proper else f"the {noun}"
     forms = {"": noun, "full": full, "the": place, "to": f"to {place}", "s": noun if unit else plurals(concept),
              "at": f"{concept.features.get('prep', ['at'])[0]} {place}",
+             "one": noun if proper else with_article(f"{unit} of {noun}" if unit else noun),
              "a": noun if proper else with_article(f"{unit} of {full}" if unit else full)}
     return forms[form]
 
@@ -173,6 +174,8 @@ def _chinese(concept: Concept, form: str, look: Concept | None) -> str:
     if form in ("he", "him", "his", "himself"):
         sex = concept.features.get("sex", ["it"])[0] if "human" in concept.kinds else "it"
         return {"boy": "他", "girl": "她"}.get(sex, "它") + {"his": "的", "himself": "自己"}.get(form, "")
+    if form == "one":
+        return f"一{concept.measure}{noun}"
     forms = {"full": full, "a": noun if "proper" in concept.features else f"一{concept.measure}{full}",
              "at": noun + concept.features.get("loc", ["里"])[0]}
     return forms.get(form, noun)
@@ -336,7 +339,7 @@ class Simulation:
         self.where: dict[str, str] = {}
         self.latest: dict[str, int] = {}                         # action -> order of its latest event
         self.events: list[Event] = []
-        self.plan: list[tuple[Step, dict, Event | None]] = []
+        self.plan: list[tuple[Step, dict, Event | None, float]] = []    # the float picks a wording
         self.used: set[Concept] = set()
         self.premises: list[tuple] = []
 
@@ -392,7 +395,8 @@ class Simulation:
                 way = ways[int(self.rng.random() * len(ways))]
                 self.tell(way, self.cast(way, given), step.marks.get("<", causes))
             else:
-                self.plan.append((step, roles, self.happen(step, roles, causes) if step.action else None))
+                self.plan.append((step, roles, self.happen(step, roles, causes) if step.action else None,
+                                  self.rng.random()))
 
     def happen(self, step: Step, roles: dict, causes: str = "") -> Event:
         """Record the event and change the state; nobody gives away or loses what they do not have."""
@@ -464,19 +468,21 @@ def _wording(template: list, roles: dict, language: str, rng: random.Random) -> 
     return "".join(parts)
 
 
-def _sentence(text: str) -> str:
-    """English `text` with a capital at each start of a sentence."""
-    return re.sub(r'(^"?|[.]" "?|[.!?] "?|[,:] "|\n"?)([a-z])', lambda found: found[1] + found[2].upper(), text)
+def _polished(text: str, language: str) -> str:
+    """English with a capital at each start of a sentence; Chinese with 两 for a counted two."""
+    if language == "zh":
+        return re.sub(r"(?<![十百第期零一二三四五六七八九])二(?=[天个点条只枚岁年次篮块步])", "两", text)
+    return re.sub(r'(^"?|[.]" "?|[.!?] "?|[:] "|\n"?)([a-z])', lambda found: found[1] + found[2].upper(), text)
 
 
 def word_steps(simulation: Simulation, language: str, rng: random.Random) -> list[str]:
     sentences = []
-    for step, roles, event in simulation.plan:
+    for step, roles, event, pick in simulation.plan:
         if not step.texts[language]:                             # a second side of the event before: nothing to say
             event.text = simulation.events[event.order - 1].text
             continue
-        text = _wording([step.texts[language]], roles, language, rng)
-        text = _sentence(text) if language == "en" else text
+        ways = step.texts[language]
+        text = _polished(_wording(ways[int(pick * len(ways))], roles, language, rng), language)
         if event:
             event.text = text.strip()
         sentences.append(text)
