@@ -1,0 +1,126 @@
+"""The benchmark counts what it says it counts, and times the code that users run."""
+
+import json
+import math
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinyllm import bench, generate, train
+from tinyllm.config import PRESETS
+from tinyllm.model import ModelConfig, TinyLLM
+
+ROW_KEYS = {"name", "value", "unit", "ratios", "runs", "low", "high"}
+TINY = ["--vocab-size", "90", "--dim", "16", "--n-layers", "1", "--n-heads", "2", "--n-kv-heads", "1", "--ffn-dim",
+        "24", "--context", "16", "--prompt-tokens", "4", "--new-tokens", "6", "--repeats", "2", "--dtype", "float32"]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """A machine without a C++ compiler, where nothing takes long."""
+    monkeypatch.setattr(train.shutil, "which", lambda name: None)
+    small = bench.matmul_rates
+    monkeypatch.setattr(bench, "matmul_rates", lambda repeats: small(repeats, size=32))
+    read = bench.read_rates
+    monkeypatch.setattr(bench, "read_rates", lambda repeats: read(repeats, n_bytes=1 << 16))
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_the_flop_formula_equals_a_count_of_every_product(n_kv_heads):
+    """6 per matrix weight and 12 T per head and channel for attention is what forward and backward multiply and add."""
+    config = ModelConfig(vocab_size=90, dim=32, n_layers=3, n_heads=4, n_kv_heads=n_kv_heads, ffn_dim=40, context=20)
+    model = TinyLLM(config)
+    batch = bench.random_batch(model, 2, 20)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:     # as products it can see
+        train.next_token_loss(model, batch)[0].backward()
+    assert counter.get_total_flops() == bench.flops_per_token(config, 20) * batch.tokens.numel()
+
+
+def test_jobs_take_turns_until_the_time_is_used_up():
+    """Alternating spreads a busy moment over all; a slow job stops early, but nothing is left unmeasured."""
+    order = []
+
+    def job(name, seconds):
+        return lambda: order.append(name) or seconds
+
+    assert bench.alternate({"a": job("a", 1.0), "b": job("b", 2.0)}, 3, math.inf) == {"a": [1.0] * 3, "b": [2.0] * 3}
+    assert order == ["a", "b"] * 3
+    times = bench.alternate({"fast": job("fast", 1.0), "slow": job("slow", 10.0)}, 5, seconds=14)
+    assert times == {"fast": [1.0] * 4, "slow": [10.0]}
+    assert bench.alternate({"slow": job("slow", 10.0)}, 5, seconds=0) == {"slow": [10.0]}
+
+
+def test_a_row_is_the_median_and_its_ratios():
+    """One slow run must not move the number, and a ratio is the number over its yardstick."""
+    row = bench.make_row("speed", [4.0, 1.0, 5.0], "tokens/s", {"limit": 8.0})
+    assert row == {"name": "speed", "value": 4.0, "unit": "tokens/s", "runs": 3, "low": 1.0, "high": 5.0,
+                   "ratios": {"limit": 0.5}}
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_decoding_counts_the_tokens_after_the_first(model, monkeypatch, n):
+    """The clock starts when the prompt has been read, so that it times decoding alone, whatever n is."""
+    steps, stream = [], generate.stream
+    monkeypatch.setattr(generate, "stream", lambda *args, **kwargs: (
+        steps.append(ids) or ids for ids in stream(*args, **kwargs)))
+    assert 0 < bench.decode(model, [1, 2, 3], n, 9) < 60
+    assert len(steps) == 10 and all(len(ids) == n for ids in steps)
+
+
+def test_a_step_reads_the_tokens_of_a_default_step(model):
+    """Rows of half the context make twice as many rows: speeds of two shapes are speeds of equally large steps."""
+    config = train.TrainConfig(batch_size=2, max_steps=4, dtype="float32", compile="off")
+    (step, first), seconds = bench.measure_steps(model, 2, 24, 100.0, config, 60.0)
+    assert step["runs"] == 3 and first["runs"] == 1
+    assert step["value"] * seconds == pytest.approx(8 * 48)
+    per_second = 100e9 / bench.flops_per_token(model.config, 24)
+    assert step["ratios"]["matmul ceiling"] == pytest.approx(step["value"] / per_second)
+
+
+def test_the_command_prints_the_documented_json(no_compiler, capsys):
+    """Every number has a unit, is positive and finite, and stands beside a yardstick."""
+    bench.main([*TINY, "--json"])
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert set(result) == {"machine", "settings", "rows", "notes"}
+    assert result["settings"]["shapes"] == ["128x16"]
+    assert result["notes"] == ["no compiled rows: there is no C++ compiler"] and "measuring decoding" in err
+    for row in result["rows"]:
+        assert set(row) == ROW_KEYS and row["unit"] and row["ratios"] and row["runs"] >= 1
+        assert all(0 < number < math.inf for number in (row["value"], row["low"], row["high"], *row["ratios"].values()))
+        assert row["low"] <= row["value"] <= row["high"]
+    names = [row["name"] for row in result["rows"]]
+    assert len(names) == len(set(names))
+    for wanted in ("matmul", "memory read", "training step 128x16", "forward+backward 128x16, eager float32",
+                   "forward+backward 128x16, textbook", "optimizer step, adamw", "optimizer step, muon",
+                   "decode, 1 continuation", "decode, 5 continuations", "decode, textbook"):
+        assert any(name.startswith(wanted) for name in names), wanted
+
+
+def test_without_the_tests_folder_the_textbook_is_left_out(no_compiler, monkeypatch, tmp_path, capsys):
+    """An installed package can still measure itself; it says which row is missing and why."""
+    monkeypatch.setattr(bench, "TEXTBOOK", tmp_path / "reference.py")
+    bench.main([*TINY, "--repeats", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not any(line.startswith(("decode, textbook", "forward+backward")) and ", textbook" in line for line in lines)
+    assert any(line.startswith(f"no textbook rows: {tmp_path / 'reference.py'} is not there") for line in lines)
+    assert any(line.startswith("decode, 5 continuations") and "tokens/s" in line for line in lines)
+
+
+@pytest.mark.parametrize("preset, shapes", [("base", ["8x256", "4x512"]), ("nano", ["8x256"])])
+def test_presets_are_timed_at_2048_tokens(preset, shapes):
+    """Both lengths that training uses, at equally many tokens."""
+    assert bench.BenchConfig(preset=preset, **PRESETS[preset]).shapes == shapes
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"shapes": ["4by512"]}, "--shapes takes ROWSxTOKENS of at most context=512 tokens, not '4by512'"),
+    ({"shapes": ["0x8"]}, "not '0x8'"),
+    ({"shapes": ["4x513"]}, "not '4x513'"),
+    ({"new_tokens": 448}, "--prompt-tokens 64 and --new-tokens 448 do not fit in context=512"),
+])
+def test_a_setting_that_cannot_be_timed_is_refused(settings, message):
+    """The remedy stands in the message."""
+    with pytest.raises(ValueError, match=message):
+        bench.BenchConfig(**settings)
