@@ -164,7 +164,7 @@ def test_validation_does_not_change_training():
     train.train(with_val, batch_at, CONFIG, val=[batch_at(99)], report=rows.append)
     train.train(without, batch_at, CONFIG)
     assert_same(weights(with_val), weights(without))
-    assert [row["step"] for row in rows if "val_loss" in row] == [5, 10, 15, 20]
+    assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15, 20]
 
 
 # --- a stage in a folder ---
@@ -181,7 +181,7 @@ def test_a_stage_saves_logs_and_has_nothing_left_to_do(tmp_path, tokenizer, caps
     stage(tmp_path, tokenizer)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     validated = [row for row in rows if "val_loss" in row]
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21)) and len(validated) == 4
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21)) and len(validated) == 5
     assert validated[-1]["bits_per_byte"] == pytest.approx(validated[-1]["val_loss"] / 2.0 / math.log(2))
     assert checkpoint.steps(tmp_path)[-1].name == "step-00000020"
     _, again = stage(tmp_path, tokenizer)
@@ -202,7 +202,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, tokenizer):
     resumed, _ = stage(tmp_path / "b", tokenizer)
     assert_same(weights(unbroken), weights(resumed))
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
-    assert sorted(set(steps)) == list(range(1, 21))
+    assert sorted(set(steps)) == list(range(21))
 
 
 def test_restart_begins_again(tmp_path, tokenizer):

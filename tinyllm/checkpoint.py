@@ -26,7 +26,7 @@ from tinyllm.config import from_dict, read_json
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
-STAGES = ("cot_sft", "sft", "pretrain", "nano")                      # newest skill first; nano ships with the project
+STAGES = ("cot_sft", "sft", "pretrain", "quickstart", "nano")        # most skilled first; nano ships with the project
 
 
 def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, state: dict,

@@ -97,7 +97,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
     One step: read batch_at(step) in micro-batches, add up the gradients of the summed loss, divide by the number of
     targets of the whole step (never a mean of means), clip, move the weights. `save` gets the state and the optimizer
     tensors every `save_every` steps and at the end; giving them back as `resume` continues bit for bit. `report`
-    gets one row of numbers per step and per validation.
+    gets one row of numbers per step and per validation, the first before any step.
     """
     dtype = pick_dtype(config.dtype)
     state, tensors = resume or (TrainState(), {})
@@ -109,6 +109,14 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
     torch.set_flush_denormal(True)                                   # numbers near 1e-40 are 100 times slower
     started, before, saved_at = time.monotonic(), state.seconds, state.step
 
+    def validate() -> None:
+        state.val_loss = mean_loss(model, val, loss_fn, dtype)
+        state.best_val_loss = min(state.val_loss, state.best_val_loss or math.inf)
+        report({"step": state.step, "tokens": state.tokens, "seconds": before + time.monotonic() - started,
+                "val_loss": state.val_loss})
+
+    if len(val) and state.step == 0:
+        validate()                                                   # what an untrained model knows: about ln V
     while (progress := state.progress(config)) < 1 and not should_stop():
         step_started = time.monotonic()
         model.train()
@@ -143,9 +151,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
                 "tokens_per_second": n_tokens / (now - step_started), "progress": state.progress(config)})
         finished = state.progress(config) >= 1
         if len(val) and (state.step % config.val_every == 0 or finished):
-            state.val_loss = mean_loss(model, val, loss_fn, dtype)
-            state.best_val_loss = min(state.val_loss, state.best_val_loss or math.inf)
-            report({"step": state.step, "tokens": state.tokens, "seconds": state.seconds, "val_loss": state.val_loss})
+            validate()
         if save and state.step % config.save_every == 0 and not finished:
             save(state, optim.state_tensors(model, optimizers))
             saved_at = state.step
