@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ["config", "clean", "corpus", "tokenizer", "world", "prepare", "data", "model", "optim", "checkpoint", "train",
+ORDER = ["config", "corpus", "clean", "tokenizer", "world", "parts", "prepare", "data", "model", "optim", "checkpoint", "train",
          "plot", "pretrain", "generate", "peek", "bench", "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}
 OPTIONAL = {"matplotlib"}

@@ -5,7 +5,6 @@ whitespace kept, and with the 256 bytes as a fallback for what it never saw. Exp
 """
 
 import collections
-import gzip
 import io
 import itertools
 import json
@@ -13,12 +12,13 @@ import os
 import random
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 
+from tinyllm import corpus
 from tinyllm.config import PRESETS, Settings, command, opt, read_command
 
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|sep|>")     # ids 4 to 7
@@ -209,7 +209,7 @@ class TrainTokenizer(Settings):
       python -m tinyllm.tokenizer train --input books/ notes.txt --out tokenizer --vocab-size 8000
     """
 
-    input: list[str] = opt([], "text files (.txt, .md, .gz) or folders of them")
+    input: list[str] = opt([], "files or folders of text: .txt, .md, .jsonl, each also .gz")
     out: str = opt("tokenizer", "folder for tokenizer.model")
     vocab_size: int = opt(PRESETS["base"]["vocab_size"], "number of tokens, control tokens and bytes included",
                           low=300, high=65535)
@@ -276,28 +276,14 @@ def _kind(tokenizer: Tokenizer, id: int) -> str:
     return "Chinese" if _is_cjk(piece) else "Latin" if re.search("[A-Za-z]", piece) else "digit or sign"
 
 
-def read_lines(paths: list[str]) -> Iterator[str]:
-    """Every line of the text files in `paths`; ValueError names the file that is missing or not UTF-8."""
-    for path in map(Path, paths):
-        files = sorted(f for f in path.rglob("*") if f.name.endswith((".txt", ".md", ".txt.gz", ".md.gz"))) \
-            if path.is_dir() else [path]
-        for file in files:
-            try:
-                with (gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else
-                      file.open(encoding="utf-8")) as lines:
-                    yield from (line.rstrip("\n") for line in lines)
-            except FileNotFoundError:
-                raise ValueError(f"{file}: no such file") from None
-            except UnicodeDecodeError:
-                raise ValueError(f"{file}: not UTF-8 text") from None
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     name, config = read_command({"train": TrainTokenizer, "encode": UseTokenizer, "decode": DecodeTokens,
                                  "info": ShowTokenizer}, "python -m tinyllm.tokenizer", argv)
     if name == "train":
-        tokenizer = train(read_lines(config.input), config.vocab_size, config.out, config.seed)
+        texts = corpus.read_documents(corpus.find_files(config.input), whole_files=False, max_chars=100_000,
+                                      skip_bad=False, notes=corpus.Tally(), progress=lambda n_bytes: None)
+        tokenizer = train(texts, config.vocab_size, config.out, config.seed)
         print(f"{tokenizer.vocab_size} tokens -> {Path(config.out) / 'tokenizer.model'}")
         return
     tokenizer = Tokenizer.load(config.tokenizer)
