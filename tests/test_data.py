@@ -27,6 +27,8 @@ def test_a_target_is_the_next_token():
     """The only shift there is, against a hand-written vector."""
     batch = next_token_batch(torch.tensor([[5, 6, 7, 8]]))
     assert batch.tokens.tolist() == [[5, 6, 7]] and batch.targets.tolist() == [[6, 7, 8]]
+    batch.targets[0, 0] = -100                                       # masking a label must not mask what is read
+    assert batch.tokens.tolist() == [[5, 6, 7]]
 
 
 def test_reading_across_files_is_seamless(tmp_path):

@@ -131,14 +131,13 @@ def load(folder: str | Path) -> tuple[TinyLLM, Tokenizer]:
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens but the model has "
                          f"{config.vocab_size}; they do not belong together")
     weights = read_tensors(folder / "model.safetensors")
-    with torch.device("meta"):
-        expected = {name: tuple(weight.shape) for name, weight in TinyLLM(config).state_dict().items()}
+    model = TinyLLM(config)
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if found != expected:
         wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
         raise ValueError(f"{folder / 'model.safetensors'}: not the weights that config.json describes ({wrong}: "
                          f"expected shape {expected.get(wrong, 'none')}, found {found.get(wrong, 'none')})")
-    model = TinyLLM(config)
     model.load_state_dict(weights)
     return model.eval(), tokenizer
 

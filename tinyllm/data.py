@@ -40,7 +40,7 @@ class Batch:
 
 def next_token_batch(rows: Tensor) -> Batch:
     """The one place where labels are shifted: rows (B, T + 1) -> tokens (B, T) and the token after each."""
-    return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+    return Batch(rows[:, :-1].clone(), rows[:, 1:].clone())          # clones: masking targets leaves tokens alone
 
 
 class TokenFiles:
