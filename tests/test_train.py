@@ -17,6 +17,7 @@ import torch
 from tinyllm import checkpoint, train
 from tinyllm.data import IGNORE, Batch, next_token_batch
 from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.stage import run_stage
 from tinyllm.train import TrainConfig, TrainState, next_token_loss
 
 SHAPE = ModelConfig(vocab_size=420, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, context=16, dropout=0.1)
@@ -172,7 +173,7 @@ def test_validation_does_not_change_training():
 def stage(folder, tokenizer, config=CONFIG, shape=SHAPE, **more):
     model = fresh(replace(shape, vocab_size=tokenizer.vocab_size))
     rows = lambda step: Batch(*(t % tokenizer.vocab_size for t in vars(batch_at(step)).values()))
-    state = train.run_stage(model, tokenizer, rows, config, folder, val=[rows(99)], bytes_per_token=2.0, **more)
+    state = run_stage(model, tokenizer, rows, config, folder, val=[rows(99)], bytes_per_token=2.0, **more)
     return model, state
 
 

@@ -153,7 +153,7 @@ def _name(dtype: torch.dtype) -> str:
 def loss_functions(textbook: ModuleType | None, dtype: torch.dtype) -> Ways:
     """The ways to one loss: eager, compiled where there is a C++ compiler, and from the logits of `textbook`."""
     ways: Ways = {f"eager {_name(dtype)}": (train.next_token_loss, dtype)}
-    compiled = train._compiled(train.next_token_loss, train.TrainConfig(compile="on"))
+    compiled = train.compiled(train.next_token_loss, train.TrainConfig(compile="on"))
     if compiled is not train.next_token_loss:
         ways[f"compiled {_name(dtype)}"] = (compiled, dtype)
     if textbook:

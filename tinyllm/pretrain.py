@@ -16,8 +16,9 @@ from tinyllm import checkpoint, plot, prepare
 from tinyllm.config import command, opt, part, read_settings
 from tinyllm.data import PackedRows, TokenFiles, held_out
 from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.stage import run_stage
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.train import TrainConfig, TrainState, run_stage
+from tinyllm.train import TrainConfig, TrainState
 
 
 @dataclass

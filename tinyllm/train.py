@@ -1,31 +1,23 @@
 """The only training loop. Pretraining, fine-tuning and everything later differ in the batches and the loss they pass.
 
 In: a model, batch_at(step) -> Batch, a TrainConfig. Out: the model, trained in place. The loop knows no text and no
-files; `run_stage` below wraps it in a folder that can be resumed. Explained by tests/test_train.py.
+files; stage.py wraps it in a folder that can be resumed. Explained by tests/test_train.py.
 """
 
-import contextlib
-import dataclasses
-import json
 import math
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from tinyllm import checkpoint, optim
+from tinyllm import optim
 from tinyllm.config import Settings, opt
 from tinyllm.data import IGNORE, Batch
-from tinyllm.model import TinyLLM
-from tinyllm.tokenizer import Tokenizer
 
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
@@ -105,7 +97,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
                                        weight_decay=config.weight_decay, dtype=dtype)
     optim.load_state_tensors(model, optimizers, tensors)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    loss_of = _compiled(loss_fn, config)
+    loss_of = compiled(loss_fn, config)
     torch.set_flush_denormal(True)                                   # numbers near 1e-40 are 100 times slower
     started, before, saved_at = time.monotonic(), state.seconds, state.step
 
@@ -190,7 +182,8 @@ def _micro_batches(batch: Batch, config: TrainConfig, progress: float) -> list[B
     return [micro.cut(length) for micro in batch.split(config.batch_size)]
 
 
-def _compiled(loss_fn: LossFn, config: TrainConfig) -> LossFn:
+def compiled(loss_fn: LossFn, config: TrainConfig) -> LossFn:
+    """`loss_fn` fused by torch.compile where the run is long enough to win back the minute that takes."""
     wanted = config.compile == "on" or (config.compile == "auto" and config.max_minutes >= 10)
     if wanted and not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         print("no C++ compiler found: training without torch.compile", file=sys.stderr)
@@ -203,133 +196,3 @@ def _check_finite(loss: float, grad_norm: float, step: int, config: TrainConfig)
         raise ValueError(f"step {step}: loss is {loss:.3g} and gradient norm {grad_norm:.3g}; the usual cause is a "
                          f"learning rate that is too high (--lr {config.lr:g}, --muon-lr {config.muon_lr:g}): lower "
                          "them, or try --dtype float32; the last checkpoint is untouched")
-
-
-# --- the loop with a folder around it: what pretrain, sft and cot_sft call ---
-
-def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Batch], config: TrainConfig,
-              folder: str | Path, *, val: Sequence[Batch] = (), loss_fn: LossFn = next_token_loss,
-              bytes_per_token: float | None = None, report: Callable[[dict], None] = lambda row: None) -> TrainState:
-    """Trains in `folder`: resumes what is there, shows a progress bar, logs metrics.jsonl, saves, survives signals.
-
-    With `bytes_per_token` of the validation text, validation rows also carry bits per byte. Ctrl-C and SIGTERM finish
-    the step, save and raise KeyboardInterrupt.
-    """
-    folder = Path(folder)
-    with checkpoint.lock(folder), _stop_on_signal() as stop:
-        resume = None if config.restart else load_run(folder, model)
-        if config.restart:
-            for old in [*folder.glob("step-*"), *folder.glob("damaged-step-*")]:
-                shutil.rmtree(old)
-        step = resume[0].step if resume else 0
-        if resume:
-            print(f"resuming {folder} at step {step:,}", file=sys.stderr)
-            if resume[0].progress(config) >= 1:
-                print("it has already reached its limit: raise the limit to go on, or --restart", file=sys.stderr)
-                return resume[0]
-        with _open_metrics(folder / "metrics.jsonl", step) as metrics, _ProgressBar(resume) as bar:
-
-            def log(row: dict) -> None:
-                if "val_loss" in row and bytes_per_token:
-                    row["bits_per_byte"] = row["val_loss"] / bytes_per_token / math.log(2)
-                metrics.write(json.dumps(row) + "\n")
-                metrics.flush()
-                bar.show(row)
-                report(row)
-
-            def save(state: TrainState, tensors: dict[str, Tensor]) -> None:
-                checkpoint.save(folder, model, tokenizer, config, dataclasses.asdict(state), tensors)
-
-            state = train(model, batch_at, config, val=val, loss_fn=loss_fn, save=save, resume=resume, report=log,
-                          should_stop=lambda: bool(stop))
-    if stop and state.progress(config) < 1:
-        print(f"stopped and saved at step {state.step:,}; the same command goes on from here", file=sys.stderr)
-        raise KeyboardInterrupt
-    return state
-
-
-def load_run(folder: Path, model: TinyLLM) -> tuple[TrainState, dict[str, Tensor]] | None:
-    """Puts the newest whole state of `folder` into `model`; returns it with its optimizer tensors, or None if empty.
-
-    A damaged state is set aside with a line on stderr, and the one before it is used.
-    """
-    for newest in reversed(checkpoint.steps(folder)):
-        try:
-            stored, _ = checkpoint.load(newest)
-            tensors = checkpoint.read_tensors(newest / "optimizer.safetensors")
-            state = TrainState(**checkpoint.read_json(newest / "state.json"))
-        except ValueError as error:
-            print(f"{error}; set aside as damaged-{newest.name}", file=sys.stderr)
-            newest.rename(folder / f"damaged-{newest.name}")
-            continue
-        if stored.config != model.config:
-            raise ValueError(f"{folder} holds a model of another shape; choose another --out, or begin again with "
-                             "--restart")
-        model.load_state_dict(stored.state_dict())
-        return state, tensors
-    return None
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[list]:
-    """A list that fills when Ctrl-C or SIGTERM arrives; a second Ctrl-C stops at once."""
-    stop: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    try:
-        previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:                                               # not the main thread: signals are not ours
-        previous = {}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _open_metrics(path: Path, step: int):
-    """metrics.jsonl opened to append, without the rows of steps that were lost and will be trained again."""
-    rows = []
-    if path.exists() and step:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):          # a line cut off by a crash
-                if json.loads(line)["step"] <= step:
-                    rows.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(rows), encoding="utf-8")
-    temporary.replace(path)
-    return path.open("a", encoding="utf-8")
-
-
-class _ProgressBar:
-    """One line on stderr: share done, step, tokens/s, loss, validation loss, learning rate, time left."""
-
-    def __init__(self, resume: tuple | None) -> None:
-        self.val, self.speed, self.loss = "", None, None
-        self.start: tuple[float, float] | None = None                # (seconds, progress) at the first row
-        self.bar = tqdm(total=100, bar_format="{percentage:3.0f}%|{bar:20}| {postfix}", file=sys.stderr,
-                        mininterval=0.2 if sys.stderr.isatty() else 30)
-
-    def __enter__(self) -> "_ProgressBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def show(self, row: dict) -> None:
-        if "val_loss" in row:
-            bits = f" ({row['bits_per_byte']:.3f} bits/byte)" if "bits_per_byte" in row else ""
-            self.val = f"  val {row['val_loss']:.3f}{bits}"
-            return
-        smooth = lambda old, new: new if old is None else 0.9 * old + 0.1 * new
-        self.speed, self.loss = smooth(self.speed, row["tokens_per_second"]), smooth(self.loss, row["loss"])
-        self.start = self.start or (row["seconds"], row["progress"])
-        gained = row["progress"] - self.start[1]
-        left = (row["seconds"] - self.start[0]) * (1 - row["progress"]) / gained if gained > 0 else 0
-        self.bar.set_postfix_str(f"step {row['step']:,}  {self.speed:,.0f} tokens/s  loss {self.loss:.3f}{self.val}  "
-                                 f"lr {row['lr']:.1e}  ETA {int(left // 60)}:{int(left % 60):02d}", refresh=False)
-        self.bar.update(100 * row["progress"] - self.bar.n)
