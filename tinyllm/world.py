@@ -1,10 +1,11 @@
 """The embedded corpus: a small bilingual world, simulated and told through a grammar; nothing to download.
 
-`world_words.tsv` says what exists, `world_plots.txt` what can happen and how it is told. This module draws the roles of a
-plot, runs it on a state (who holds what, who is where) and words every step in English or Chinese. A hash of the premise
-divides train from test. Explained by tests/test_world.py.
+`world_words.tsv` says what exists, `world_plots.txt` what can happen and how it is told. This module draws the roles
+of a plot, runs it on a state (who holds what, who is where) and words every step in English or Chinese. A hash of the
+premise divides train from test. Explained by tests/test_world.py.
 """
 
+import contextlib
 import functools
 import importlib.resources
 import json
@@ -82,25 +83,22 @@ def members(spec: str) -> list[Concept]:
 def facts(language: str = "en") -> list[tuple[str, str, str]]:
     """Everything the world holds true, as (subject, relation, object): `("apple", "is-a", "fruit")`."""
     table = concepts()
+    classes = {kind for concept in table.values() for kind in concept.kinds}
     triples = []
     for concept in table.values():
-        if concept.kinds and concept.kinds[0] != "relation":
+        if concept.key not in classes and concept.kinds[0] != "relation":
             triples.append((concept.key, "is-a", concept.kinds[0]))
-        triples += [(concept.key, relation, value) for relation, values in concept.features.items()
-                    if f"{relation}#relation" in table and concept.kinds and concept not in _classes() for value in values]
-    return [(name(subject, language), name(f"{relation}#relation", language), name(value, language)) for subject, relation, value in triples]
-
-
-@functools.cache
-def _classes() -> set[Concept]:
-    return {concepts()[kind] for concept in concepts().values() for kind in concept.kinds}
+            triples += [(concept.key, relation, value) for relation, values in concept.features.items()
+                        if f"{relation}#relation" in table for value in values]
+    return [(name(subject, language), name(f"{relation}#relation", language), name(value, language))
+            for subject, relation, value in triples]
 
 
 # ---- words: one concept in one form of one language ----------------------------------------------------------------
 
-SMALL = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-         "seventeen eighteen nineteen").split()
-TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
+SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 DIGITS = "零一二三四五六七八九"
 
 
@@ -366,9 +364,12 @@ class Simulation:
         look = self.rng.choice(members(self.rng.choice(looks))) if looks and self.rng.random() < 0.6 else None
         return concept, look
 
-    def cast(self, plot: Plot, given: list = (), split: str = "") -> dict:
-        """Values for all roles of `plot`, the first ones `given`; with `split`, a premise that belongs to it."""
-        while True:
+    def cast(self, plot: Plot, given: list = (), split: str = "") -> dict | None:
+        """Values for all roles of `plot`, the first ones `given`; with `split`, a premise that belongs to it.
+
+        None when 1000 draws found no such premise (the given roles may leave too little choice).
+        """
+        for _ in range(1000):
             before = set(self.used)
             roles = dict(zip((role for role, _ in plot.roles), given))
             self.used |= {value[0] for value in given if isinstance(value, tuple)}
@@ -380,6 +381,7 @@ class Simulation:
                     self.premises.append(premise)
                 return roles
             self.used = before
+        return None
 
     def tell(self, plot: Plot, roles: dict, causes: str = "") -> None:
         """Play the steps of `plot` in order; `causes` name what brought them about unless they say so themselves."""
@@ -388,11 +390,11 @@ class Simulation:
                 continue
             if step.include:
                 given = [roles[argument] for argument in step.arguments]
-                ways = [way for way in grammar().plots[step.include] if accepts(way, given)]
-                if step.optional and not ways:
+                possible = ways(step.include, tuple(value if isinstance(value, int) else value[0] for value in given))
+                if step.optional and not possible:
                     continue
-                assert ways, f"{plot.name}: no {step.include} for {given}"
-                way = ways[int(self.rng.random() * len(ways))]
+                assert possible, f"{plot.name}: no {step.include} for {given}"
+                way = possible[int(self.rng.random() * len(possible))]
                 self.tell(way, self.cast(way, given), step.marks.get("<", causes))
             else:
                 self.plan.append((step, roles, self.happen(step, roles, causes) if step.action else None,
@@ -440,11 +442,18 @@ def _member_set(spec: str) -> frozenset[Concept]:
     return frozenset(members(spec))
 
 
-def accepts(plot: Plot, given: list) -> bool:
-    """Whether `given` fits the first roles of `plot`."""
+def accepts(plot: Plot, given: tuple) -> bool:
+    """Whether the values `given` (concepts or numbers) fit the first roles of `plot`."""
     return len(given) <= len(plot.roles) and all(
-        not spec or (isinstance(value, tuple) and _form_of(spec) == "class" and value[0] in _member_set(spec))
+        not spec or (isinstance(value, Concept) and _form_of(spec) == "class" and value in _member_set(spec))
         for (_, spec), value in zip(plot.roles, given))
+
+
+@functools.cache
+def ways(title: str, given: tuple) -> list[Plot]:
+    """The plots called `title` (or, with a final slash, of that kind) that accept `given`."""
+    plots = roots(title[:-1]) if title.endswith("/") else grammar().plots[title]
+    return [plot for plot in plots if accepts(plot, given)]
 
 
 # ---- telling: from events to text ----------------------------------------------------------------------------------
@@ -481,8 +490,8 @@ def word_steps(simulation: Simulation, language: str, rng: random.Random) -> lis
         if not step.texts[language]:                             # a second side of the event before: nothing to say
             event.text = simulation.events[event.order - 1].text
             continue
-        ways = step.texts[language]
-        text = _polished(_wording(ways[int(pick * len(ways))], roles, language, rng), language)
+        wordings = step.texts[language]
+        text = _polished(_wording(wordings[int(pick * len(wordings))], roles, language, rng), language)
         if event:
             event.text = text.strip()
         sentences.append(text)
@@ -508,22 +517,24 @@ def _episodes(simulation: Simulation, most: int) -> Plot:
     """Play one to `most` story plots about the same hero between an opening and a close; return the first plot."""
     rng, seen, hero, friend = simulation.rng, [], None, None
     for episode in range(most):
-        plots = [plot for plot in roots("story") if plot not in seen] if not episode else \
-            [plot for plot in roots("story") if plot not in seen and not opens(plot) and accepts(plot, [hero])]
+        given = [hero] if episode else []
+        plots = [plot for plot in ways("story/", tuple(value[0] for value in given))
+                 if plot not in seen and not (episode and opens(plot))]
         if not plots:
             break
         plot = rng.choice(plots)
-        given = [hero] if episode else []
-        if episode and len(plot.roles) > 1 and accepts(plot, [hero, friend]) and rng.random() < 0.7:
+        if episode and isinstance(friend, tuple) and rng.random() < 0.7 and accepts(plot, (hero[0], friend[0])):
             given.append(friend)
         roles = simulation.cast(plot, given, simulation.split)
+        if roles is None:
+            break
         if not episode:
             hero, friend = (list(roles.values()) * 2)[:2]
         if not opens(plot):
             _fragment(simulation, "then" if episode else "opening", [hero])
         simulation.tell(plot, roles)
         seen.append(plot)
-        if len(simulation.plan) > 16 or rng.random() < 0.45:
+        if len(simulation.plan) > 22 or rng.random() < 0.25:
             break
     if rng.random() < 0.6:
         _fragment(simulation, "closing", [hero])
@@ -604,24 +615,25 @@ def write(config: WorldConfig) -> dict:
     step = 1 if config.language == "both" else 2
     first = LANGUAGES.index(config.language) if step == 2 else 0
     counts, kinds, words, characters = Counter(), Counter(), set(), 0
-    partial = Path(config.out + ".part")
-    sink = open(partial, "w", encoding="utf-8") if config.out else None
-    for n, index in enumerate(range(first, first + step * config.documents, step)):
-        text, plot, _ = told(index, config.seed, config.split)
-        if sink or not config.json:
-            print(text, end="\n\n", file=sink)
-        kinds[re.split("[:/]", plot)[0]] += 1
-        counts[plot] += 1
-        words.update(re.findall(r"[a-z'-]+", text.lower()))
-        words.update(re.findall(r"[\u4e00-\u9fff]", text))
-        characters += len(text)
-        if (n + 1) % 10000 == 0:
-            print(f"{n + 1} of {config.documents} documents", file=sys.stderr)
-    if sink:
+    target = Path(config.out + ".part") if config.out else None
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "w", encoding="utf-8") if target else contextlib.nullcontext(sys.stdout) as sink:
+        for n, index in enumerate(range(first, first + step * config.documents, step)):
+            text, plot, _ = told(index, config.seed, config.split)
+            if target or not config.json:
+                print(text, end="\n\n", file=sink)
+            kinds[re.split("[:/]", plot)[0]] += 1
+            counts[plot] += 1
+            words.update(re.findall(r"[a-z'-]+|[\u4e00-\u9fff]", text.lower()))
+            characters += len(text)
+            if (n + 1) % 10000 == 0:
+                print(f"{n + 1} of {config.documents} documents", file=sys.stderr)
         sink.flush()
-        os.fsync(sink.fileno())
-        sink.close()
-        os.replace(partial, config.out)
+        if target:
+            os.fsync(sink.fileno())
+    if target:
+        os.replace(target, config.out)
     return {"documents": sum(counts.values()), "characters": characters, "distinct_words": len(words),
             "plots": len(counts), "kinds": dict(kinds)}
 
@@ -629,8 +641,6 @@ def write(config: WorldConfig) -> dict:
 @command
 def main(argv: list[str] | None = None) -> None:
     config = read_settings(WorldConfig, "python -m tinyllm.world", argv)
-    if config.out:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     stats = write(config)
     if config.json:
         print(json.dumps(stats, ensure_ascii=False))
