@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["config", "corpus", "clean", "tokenizer", "world", "parts", "prepare", "data", "model", "optim",
-         "checkpoint", "train", "stage", "plot", "pretrain", "generate", "peek", "bench", "quickstart"]
+         "checkpoint", "train", "stage", "plot", "pretrain", "generate", "anatomy", "peek", "bench", "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}
 OPTIONAL = {"matplotlib"}
 
