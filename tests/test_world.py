@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tinyllm import world
+from tinyllm import grammar, lexicon, world
 
 SAMPLE = 3000
 
@@ -19,12 +19,12 @@ def told():
 
 @pytest.fixture(scope="module")
 def stories():
-    return [world.story(index, language=language) for index in range(300) for language in world.LANGUAGES]
+    return [world.story(index, language=language) for index in range(300) for language in lexicon.LANGUAGES]
 
 
 def texts(told, language):
     """The documents of one language; bilingual ones are left out."""
-    return [text for text, plot, _ in told[world.LANGUAGES.index(language)::2] if not plot.startswith("pairs")]
+    return [text for text, plot, _ in told[lexicon.LANGUAGES.index(language)::2] if not plot.startswith("pairs")]
 
 
 def test_a_document_is_a_pure_function_of_its_index():
@@ -63,15 +63,15 @@ def names(concept, language):
     if language == "zh":
         return [concept.chinese]
     if concept.plural[:1] in ("", "~", "="):
-        return [concept.english, world.plural(concept.english)]
+        return [concept.english, lexicon.plural(concept.english)]
     return [concept.english, *concept.plural.split("|")]
 
 
-@pytest.mark.parametrize("language", world.LANGUAGES)
+@pytest.mark.parametrize("language", lexicon.LANGUAGES)
 def test_at_least_600_concepts_are_really_used(told, language):
     """A vocabulary counts when it occurs in texts, not when it stands in a table."""
     text = "\n".join(texts(told, language)).lower()
-    words = {names(concept, language)[0] for concept in world.concepts().values()
+    words = {names(concept, language)[0] for concept in lexicon.concepts().values()
              if any(spelling.lower() in text for spelling in names(concept, language))}
     assert len(words) >= 600
 
@@ -104,7 +104,7 @@ def test_every_cause_precedes_its_event(stories):
 
 def test_possessions_follow_from_the_events(stories):
     """Replaying gains, losses and gifts gives exactly what the record says everyone holds at the end."""
-    effects = world.grammar().effects
+    effects = grammar.grammar().effects
     for story in stories:
         holds = Counter()
         for event in story.events:
@@ -123,7 +123,7 @@ def test_possessions_follow_from_the_events(stories):
 def test_both_languages_tell_the_same_events():
     """The record is free of language, so a story and its translation share it."""
     for index in range(50):
-        english, chinese = (world.story(index, language=language) for language in world.LANGUAGES)
+        english, chinese = (world.story(index, language=language) for language in lexicon.LANGUAGES)
         strip = lambda story: [(event.action, event.actor, event.object, event.count, event.cause)
                                for event in story.events]
         assert strip(english) == strip(chinese) and english.facts == chinese.facts
@@ -179,37 +179,37 @@ def test_english_sentences_begin_with_a_capital(told):
 
 def test_number_words_and_measure_words():
     """三个苹果 and two glasses of milk; two things are 两, the number alone is 二."""
-    assert [world.counted(3, "apple", language) for language in world.LANGUAGES] == ["three apples", "三个苹果"]
-    assert [world.counted(2, "milk", language) for language in world.LANGUAGES] == [
+    assert [lexicon.counted(3, "apple", language) for language in lexicon.LANGUAGES] == ["three apples", "三个苹果"]
+    assert [lexicon.counted(2, "milk", language) for language in lexicon.LANGUAGES] == [
         "two glasses of milk", "两杯牛奶"]
-    assert world.counted(1, "shoes", "en") == "one pair of shoes"
-    assert [world.number(21, language) for language in world.LANGUAGES] == ["twenty-one", "二十一"]
-    assert [world.number(n, "zh") for n in (10, 12, 105, 230)] == ["十", "十二", "一百零五", "二百三十"]
-    assert [world.plural(noun) for noun in ("box", "day", "berry", "loaf")] == ["boxes", "days", "berries", "loaves"]
+    assert lexicon.counted(1, "shoes", "en") == "one pair of shoes"
+    assert [lexicon.number(21, language) for language in lexicon.LANGUAGES] == ["twenty-one", "二十一"]
+    assert [lexicon.number(n, "zh") for n in (10, 12, 105, 230)] == ["十", "十二", "一百零五", "二百三十"]
+    assert [lexicon.plural(noun) for noun in ("box", "day", "berry", "loaf")] == ["boxes", "days", "berries", "loaves"]
 
 
 # ---- the data files ------------------------------------------------------------------------------------------------
 
 def test_the_world_names_only_things_that_exist():
     """Each value of a relation is a concept, and so has a name in both languages."""
-    table = world.concepts()
+    table = lexicon.concepts()
     relations = [key.split("#")[0] for key in table if key.endswith("#relation")]
     for concept in table.values():
         assert re.search(r"[\u4e00-\u9fff]", concept.chinese), concept.key
         for relation in set(concept.features) & set(relations):
             assert all(value in table for value in concept.features[relation]), (concept.key, relation)
-    assert {("cat", "is-a", "pet"), ("cat", "drinks", "milk"), ("pen", "goes-with", "notebook")} <= set(world.facts())
-    assert ("猫", "爱喝", "牛奶") in world.facts("zh")
-    assert len(world.facts()) == len(set(world.facts()))
+    assert {("cat", "is-a", "pet"), ("cat", "drinks", "milk"), ("pen", "goes-with", "notebook")} <= set(lexicon.facts())
+    assert ("猫", "爱喝", "牛奶") in lexicon.facts("zh")
+    assert len(lexicon.facts()) == len(set(lexicon.facts()))
 
 
 def test_every_step_is_worded_in_both_languages():
     """A missing translation would be found by the one seed that reaches it."""
-    for ways in world.grammar().plots.values():
+    for ways in grammar.grammar().plots.values():
         for plot in ways:
             for step in plot.steps:
                 assert bool(step.texts["en"]) == bool(step.texts["zh"]), (plot.name, step.action)
-                assert step.include in world.grammar().plots or not step.include, (plot.name, step.include)
+                assert step.include in grammar.grammar().plots or not step.include, (plot.name, step.include)
 
 
 def test_the_command_writes_what_the_functions_return(tmp_path, capsys):

@@ -127,7 +127,7 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
         settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
     package = Path(__file__).parent
     rules = [package / name for name in ("clean.py", "corpus.py", "parts.py")]
-    rules += [] if files else sorted(package.glob("world*.*"))
+    rules += [] if files else [package / "lexicon.py", package / "grammar.py", *sorted(package.glob("world*.*"))]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in rules))
     stats = [(str(file), file.stat()) for file in files]
     return {"version": __version__, "code": code.hexdigest(), "settings": settings,

@@ -1,13 +1,12 @@
 """The embedded corpus: a small bilingual world, simulated and told through a grammar; nothing to download.
 
-`world_words.tsv` says what exists, `world_plots.txt` what can happen and how it is told. This module draws the roles
-of a plot, runs it on a state (who holds what, who is where) and words every step in English or Chinese. A hash of the
-premise divides train from test. Explained by tests/test_world.py.
+The lexicon says what exists, the grammar what can happen and how it is told. This module draws the roles of a plot,
+runs it on a state (who holds what, who is where) and has every step worded in English or Chinese. A hash of the premise
+divides train from test. Explained by tests/test_world.py.
 """
 
 import contextlib
 import functools
-import importlib.resources
 import json
 import os
 import random
@@ -16,283 +15,15 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm.config import Settings, command, opt, read_settings
+from tinyllm.grammar import Plot, Step, grammar, polished, wording
+from tinyllm.lexicon import LANGUAGES, Concept, concepts, members
 
 TEST_SHARE = 20                       # one premise in TEST_SHARE belongs to the test split
-SPLITS, LANGUAGES = ("train", "test"), ("en", "zh")
-
-
-# ---- what exists: world_words.tsv ----------------------------------------------------------------------------------
-
-@dataclass(frozen=True, eq=False)
-class Concept:
-    """One row of world_words.tsv: a thing, person, place, quality or activity with its name in both languages."""
-    key: str
-    english: str
-    plural: str                       # "" regular, "~glass" uncountable and its unit, "=pair" always plural
-    chinese: str
-    measure: str                      # Chinese measure word: 一[本]书
-    kinds: tuple[str, ...]            # its class and the classes above it
-    features: dict[str, list[str]]    # relation -> keys of other concepts (or plain values)
-
-
-def _lines(name: str) -> list[str]:
-    text = (importlib.resources.files("tinyllm") / name).read_text(encoding="utf-8")
-    return [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-
-
-@functools.cache
-def concepts() -> dict[str, Concept]:
-    """Every concept by its key. A row starting with `@` opens a class; the rows below inherit its features."""
-    table: dict[str, Concept] = {}
-    parent = None
-    for line in _lines("world_words.tsv"):
-        name, plural, chinese, measure, given = (line.split("\t") + [""] * 4)[:5]
-        key = name.lstrip("@").replace(" ", "_")
-        features = {relation: values.split(",") for relation, values in (item.split("=") for item in given.split())}
-        above = table[features.pop("is")[0]] if name.startswith("@") and "is" in features else \
-            None if name.startswith("@") else parent
-        kinds = ((above.key,) + above.kinds) if above else ()
-        features = (above.features if above else {}) | features
-        measure = measure or (above.measure if above else "个")
-        assert key not in table, f"world_words.tsv: {key} stands twice"
-        english = key.split("#")[0].replace("_", " ")
-        table[key] = Concept(key, english, plural, chinese, measure, kinds, features)
-        parent = table[key] if name.startswith("@") else parent
-    return table
-
-
-@functools.cache
-def members(spec: str) -> list[Concept]:
-    """The concepts a role may take: `toy`, `child|critter`, `food&.sold-at` (has it), `animal&size=big`."""
-    def fits(concept: Concept, test: str) -> bool:
-        relation, _, value = test.partition("=")
-        if test[0] == ".":
-            return test[1:] in concept.features
-        return value in concept.features.get(relation, []) if value else test in (concept.key, *concept.kinds)
-    classes = {kind for concept in concepts().values() for kind in concept.kinds}
-    found = [concept for concept in concepts().values() if concept.key not in classes and any(
-        all(fits(concept, test) for test in option.split("&")) for option in spec.split("|"))]
-    assert found, f"no concept fits {spec!r}"
-    return found
-
-
-def facts(language: str = "en") -> list[tuple[str, str, str]]:
-    """Everything the world holds true, as (subject, relation, object): `("apple", "is-a", "fruit")`."""
-    table = concepts()
-    classes = {kind for concept in table.values() for kind in concept.kinds}
-    triples = []
-    for concept in table.values():
-        if concept.key not in classes and concept.kinds[0] != "relation":
-            triples.append((concept.key, "is-a", concept.kinds[0]))
-            triples += [(concept.key, relation, value) for relation, values in concept.features.items()
-                        if f"{relation}#relation" in table for value in values]
-    return [(name(subject, language), name(f"{relation}#relation", language), name(value, language))
-            for subject, relation, value in triples]
-
-
-# ---- words: one concept in one form of one language ----------------------------------------------------------------
-
-SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
-TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-DIGITS = "零一二三四五六七八九"
-
-
-@functools.cache
-def number(n: int, language: str) -> str:
-    """A whole number below 1000 in words: 21 -> twenty-one, 二十一."""
-    if language == "en":
-        if n < 20:
-            return SMALL[n]
-        if n < 100:
-            return TENS[n // 10] + (f"-{SMALL[n % 10]}" if n % 10 else "")
-        return f"{SMALL[n // 100]} hundred" + (f" and {number(n % 100, 'en')}" if n % 100 else "")
-    if n < 10:
-        return DIGITS[n]
-    if n < 100:
-        return (DIGITS[n // 10] if n >= 20 else "") + "十" + (DIGITS[n % 10] if n % 10 else "")
-    rest = n % 100
-    return DIGITS[n // 100] + "百" + ("" if not rest else f"零{DIGITS[rest]}" if rest < 10 else
-                                     ("一" if rest < 20 else "") + number(rest, "zh"))
-
-
-def with_article(phrase: str) -> str:
-    """`an apple`, `a ball`: the article follows the sound, not the letter."""
-    vowel = re.match(r"[aeio]|u(?!ni|se)|hour|honest", phrase) and not phrase.startswith("one")
-    return ("an " if vowel else "a ") + phrase
-
-
-def plural(noun: str) -> str:
-    """The regular English plural: ball -> balls, box -> boxes, city -> cities, loaf -> loaves."""
-    if noun.endswith("af"):
-        return noun[:-1] + "ves"
-    if re.search(r"(s|x|z|ch|sh)$", noun):
-        return noun + "es"
-    return noun[:-1] + "ies" if re.search(r"[^aeiou]y$", noun) else noun + "s"
-
-
-PRONOUNS = {"boy": ("he", "him", "his", "himself"), "girl": ("she", "her", "her", "herself"),
-            "it": ("it", "it", "its", "itself"), "many": ("they", "them", "their", "themselves")}
-AGREE = {"are": "are", "is": "are", "was": "were", "has": "have", "does": "do", "this": "these", "s-verb": ""}
-
-
-def _english(concept: Concept, form: str, look: Concept | None) -> str:
-    noun, proper = concept.english, "proper" in concept.features
-    full = f"{look.english} {noun}" if look else noun
-    unit, many = concept.plural[1:] if concept.plural[:1] in ("~", "=") else "", concept.plural.startswith("=")
-    if form in ("he", "him", "his", "himself"):
-        sex = "many" if many else concept.features.get("sex", ["it"])[0]
-        return PRONOUNS[sex][("he", "him", "his", "himself").index(form)]
-    if form == "are":                                            # after the plural: balls are, milk is
-        return "is" if unit and not many else "are"
-    if form in AGREE:
-        return AGREE[form] if many else form
-    if form in ("past", "ing"):                                  # activities: "flew a kite|flying a kite"
-        return concept.plural.split("|")[form == "ing"]
-    place = noun if proper else f"the {noun}"
-    forms = {"": noun, "full": full, "the": place, "to": f"to {place}", "s": noun if unit else plurals(concept),
-             "at": f"{concept.features.get('prep', ['at'])[0]} {place}",
-             "one": noun if proper else with_article(f"{unit} of {noun}" if unit else noun),
-             "a": noun if proper else with_article(f"{unit} of {full}" if unit else full)}
-    return forms[form]
-
-
-def plurals(concept: Concept) -> str:
-    """The English plural of a countable concept."""
-    return concept.plural or plural(concept.english)
-
-
-def _chinese(concept: Concept, form: str, look: Concept | None) -> str:
-    noun = concept.chinese
-    full = (look.chinese + ("的" if len(look.chinese) > 1 else "") if look else "") + noun
-    if form in ("he", "him", "his", "himself"):
-        sex = concept.features.get("sex", ["it"])[0] if "human" in concept.kinds else "it"
-        return {"boy": "他", "girl": "她"}.get(sex, "它") + {"his": "的", "himself": "自己"}.get(form, "")
-    if form == "one":
-        return f"一{concept.measure}{noun}"
-    forms = {"full": full, "a": noun if "proper" in concept.features else f"一{concept.measure}{full}",
-             "at": noun + concept.features.get("loc", ["里"])[0]}
-    return forms.get(form, noun)
-
-
-@functools.cache
-def _word(concept: Concept, path: str, language: str, look: Concept | None) -> str:
-    head, _, rest = path.partition(".")
-    if head == "kind":
-        return _word(concepts()[concept.kinds[0]], rest, language, None)
-    if head in concept.features:                                 # {A.job.a}: follow the relation, then choose the form
-        return _word(concepts()[concept.features[head][0]], rest, language, None)
-    return (_english if language == "en" else _chinese)(concept, head, look)
-
-
-def name(key: str, language: str, form: str = "") -> str:
-    """The concept `key` as a word: name("apple", "en", "a") -> "an apple", name("apple", "zh") -> "苹果"."""
-    return _word(concepts()[key], form, language, None)
-
-
-@functools.cache
-def counted(n: int, key: str, language: str) -> str:
-    """A number of things: three apples, 三个苹果, two glasses of milk, 两杯牛奶."""
-    concept = concepts()[key]
-    if language == "zh":
-        return ("两" if n == 2 else number(n, "zh")) + concept.measure + concept.chinese
-    if concept.plural[:1] in ("~", "="):
-        unit = concept.plural[1:]
-        return f"{number(n, 'en')} {unit if n == 1 else plural(unit)} of {concept.english}"
-    return f"{number(n, 'en')} {concept.english if n == 1 else plurals(concept)}"
-
-
-# ---- what can happen: world_plots.txt ------------------------------------------------------------------------------
-
-@dataclass(eq=False)
-class Step:
-    """One line of a plot: something that happens (or is only said), or another plot to tell here."""
-    include: str = ""                                            # name of the plot to tell, else an event
-    optional: bool = False
-    action: str = ""                                             # "" says something without anything happening
-    arguments: list[str] = field(default_factory=list)           # role names: actor, object; or what include is given
-    marks: dict[str, str] = field(default_factory=dict)          # > recipient, @ place, # count, < causes
-    texts: dict[str, list] = field(default_factory=lambda: {"en": [], "zh": []})
-
-
-@dataclass(eq=False)
-class Plot:
-    """A named sequence of steps and the roles it needs: [("A", "child"), ("N", "2..9")]."""
-    name: str
-    roles: list[tuple[str, str]]
-    steps: list[Step]
-
-
-@dataclass
-class Grammar:
-    """Everything in world_plots.txt."""
-    plots: dict[str, list[Plot]]                                 # name -> the ways it can go
-    effects: dict[str, str]                                      # action -> gain, lose, pass or go
-    weights: dict[str, int]                                      # kind of document -> how often
-
-
-@functools.cache
-def grammar() -> Grammar:
-    """world_plots.txt, parsed; its first lines explain the notation."""
-    rules, phrases = Grammar({}, {}, {}), {}
-    for line in _lines("world_plots.txt"):
-        mark, _, rest = line.partition(" ")
-        if mark == "!":
-            effect, *actions = rest.split()
-            rules.effects |= dict.fromkeys(actions, effect)
-        elif mark == "%":
-            rules.weights[rest.split()[0]] = int(rest.split()[1])
-        elif mark == "==":
-            title, *roles = rest.split()
-            plot = Plot(title, [tuple((role + "=").split("=", 1)) for role in roles], [])
-            plot.roles = [(role, spec.rstrip("=")) for role, spec in plot.roles]
-            rules.plots.setdefault(title, []).append(plot)
-        elif mark == ":":
-            texts = phrases.setdefault(rest, {"en": [], "zh": []})
-        elif mark in ("+", "?+", "-", "?-"):
-            plot.steps.append(_step(mark, rest.split()))
-            texts = plot.steps[-1].texts
-        else:
-            assert mark in LANGUAGES, f"world_plots.txt: cannot read {line!r}"
-            texts[mark].append(_template(rest, mark, phrases))
-    return rules
-
-
-def _step(mark: str, words: list[str]) -> Step:
-    step = Step(optional=mark[0] == "?")
-    plain = [word for word in words if word[0] not in ">@#<"]
-    step.marks = {word[0]: word[1:] for word in words if word[0] in ">@#<"}
-    if mark[-1] == "+":
-        step.include, step.arguments = plain[0], plain[1:]
-    elif plain:
-        step.action, step.arguments = plain[0], plain[1:]
-    return step
-
-
-def _template(text: str, language: str, phrases: dict) -> list:
-    """A wording as a list of strings, slots (tuples) and choices (lists of templates)."""
-    stack: list[list] = [[[]]]                                   # each level holds the alternatives read so far
-    for token in re.findall(r"[\[\]|]|\{[^}]*\}|<[^>]*>|[^\[\]|{<]+", text.replace("\\n", "\n")):
-        if token == "[":
-            stack.append([[]])
-        elif token == "|":
-            stack[-1].append([])
-        elif token == "]":
-            choice = stack.pop()
-            stack[-1][-1].append(choice)
-        elif token[0] == "{":
-            first, _, second = token[1:-1].partition(" ")
-            stack[-1][-1].append((first, second, None) if second else (*(first + ".").split(".", 1), ""))
-        elif token[0] == "<":
-            stack[-1][-1].append(phrases.setdefault(token[1:-1], {"en": [], "zh": []})[language])
-        else:
-            stack[-1][-1].append(token)
-    assert len(stack) == 1, f"world_plots.txt: brackets do not match in {text!r}"
-    return [stack[0]] if len(stack[0]) > 1 else stack[0][0]
+SPLITS = ("train", "test")
 
 
 # ---- the simulation: from a plot to events -------------------------------------------------------------------------
@@ -458,32 +189,6 @@ def ways(title: str, given: tuple) -> list[Plot]:
 
 # ---- telling: from events to text ----------------------------------------------------------------------------------
 
-def _wording(template: list, roles: dict, language: str, rng: random.Random) -> str:
-    parts = []
-    for part in template:
-        if type(part) is str:
-            parts.append(part)
-        elif type(part) is list:
-            parts.append(_wording(part[int(rng.random() * len(part))], roles, language, rng))
-        else:
-            role, path, plain = part
-            value = roles[role]
-            if plain is None:                                    # {N X}: a number of things
-                parts.append(counted(value, roles[path][0].key, language))
-            elif isinstance(value, int):
-                parts.append(str(value) if path else number(value, language))
-            else:
-                parts.append(_word(value[0], path.rstrip("."), language, value[1]))
-    return "".join(parts)
-
-
-def _polished(text: str, language: str) -> str:
-    """English with a capital at each start of a sentence; Chinese with 两 for a counted two."""
-    if language == "zh":
-        return re.sub(r"(?<![十百第期零一二三四五六七八九])二(?=[天个点条只枚岁年次篮块步])", "两", text)
-    return re.sub(r'(^"?|[.]" "?|[.!?] "?|[:] "|\n"?)([a-z])', lambda found: found[1] + found[2].upper(), text)
-
-
 def word_steps(simulation: Simulation, language: str, rng: random.Random) -> list[str]:
     sentences = []
     for step, roles, event, pick in simulation.plan:
@@ -491,7 +196,7 @@ def word_steps(simulation: Simulation, language: str, rng: random.Random) -> lis
             event.text = simulation.events[event.order - 1].text
             continue
         wordings = step.texts[language]
-        text = _polished(_wording(wordings[int(pick * len(wordings))], roles, language, rng), language)
+        text = polished(wording(wordings[int(pick * len(wordings))], roles, language, rng), language)
         if event:
             event.text = text.strip()
         sentences.append(text)
