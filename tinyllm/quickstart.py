@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 
 from tinyllm import checkpoint, plot, prepare
@@ -66,7 +66,7 @@ class Story:
                                 for prompt in PROMPTS}
         print(f"\n--- what it writes {moment} training ---")
         for prompt, text in self.samples[moment].items():
-            print(f"[{prompt}]{printable(text)}".replace("\n", " "), flush=True)
+            print(f"[{prompt}]{printable(text)}".replace("\n", "⏎"), flush=True)
 
     def ready(self, model: TinyLLM, tokenizer: Tokenizer) -> None:
         """Called by pretrain() with the untrained model."""
@@ -115,10 +115,9 @@ def table(report: dict) -> str:
 @command
 def main(argv: list[str] | None = None) -> None:
     config = read_settings(QuickstartConfig, "python -m tinyllm.quickstart", argv)
-    report = quickstart(config)
-    print(table(report))
-    if config.json:
-        print(json.dumps(report, ensure_ascii=False))
+    with redirect_stdout(sys.stderr) if config.json else nullcontext():
+        report = quickstart(config)
+    print(json.dumps(report, ensure_ascii=False) if config.json else table(report))
     print('\nNow try:  python -m tinyllm.generate "Once upon a time"', file=sys.stderr)
 
 
