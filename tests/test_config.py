@@ -61,7 +61,7 @@ def test_base_is_the_default_preset():
     (["--eggs", "two"], "argument --eggs: invalid int value: 'two'"),
     (["--heat", "nan"], "--heat must be a finite number, not nan"),
     (["--shape", "star"], "--shape must be one of round, square, not 'star'"),
-    (["--config", "missing.json"], "missing.json"),
+    (["--config", "missing.json"], "missing.json: No such file or directory; check the path"),
 ])
 def test_a_wrong_flag_is_one_sentence_and_exit_code_2(flags, sentence, capsys):
     """No traceback for a user's mistake."""

@@ -54,9 +54,10 @@ def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, s
             _sync(path)
         folder.rename(final)
         _sync(run)
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)                    # a full disk: give back what this attempt took
-        raise
+    except (OSError, safetensors.SafetensorError) as error:          # a full disk: give back what this attempt took
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ValueError(f"{final} could not be written ({error}); make room, then the same command goes on from the "
+                         "checkpoint before") from None
     _forget_others(run)
     return final
 
@@ -125,7 +126,9 @@ def load(folder: str | Path) -> tuple[TinyLLM, Tokenizer]:
     """
     folder = resolve(folder)
     settings = read_json(folder / "config.json")
-    config = from_dict(ModelConfig, settings.get("model", {}), f"{folder / 'config.json'}")
+    if not isinstance(settings.get("model"), dict):
+        raise ValueError(f"{folder / 'config.json'}: no \"model\" settings; this is not a tinyllm checkpoint")
+    config = from_dict(ModelConfig, settings["model"], f"{folder / 'config.json'}")
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens but the model has "

@@ -182,6 +182,14 @@ def _read(cls: type, parser: argparse.ArgumentParser, argv: list[str]) -> Any:
     return from_dict(cls, values | stored | flags, path or "command line")
 
 
+def _sentence(error: Exception) -> str:
+    """What the system says about a file or a full disk, in words; a ValueError already is a sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; check the path, the permissions and the free space"
+    return str(error)
+
+
 def command(main: Any) -> Any:
     """Decorates a command's `main(argv=None)`: a user's mistake leaves one line on stderr and exit code 2."""
 
@@ -196,7 +204,7 @@ def command(main: Any) -> Any:
             sys.stderr.close()
             return 0
         except (ValueError, OSError) as error:
-            print(f"{Path(sys.argv[0]).stem if argv is None else main.__module__}: {error}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).stem}: {_sentence(error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None

@@ -213,6 +213,7 @@ class TrainTokenizer(Settings):
     out: str = opt("tokenizer", "folder for tokenizer.model")
     vocab_size: int = opt(PRESETS["base"]["vocab_size"], "number of tokens, control tokens and bytes included",
                           low=300, high=65535)
+    skip_bad: bool = opt(False, "skip unreadable files and lines instead of stopping")
     seed: int = opt(0, "draws the sample of lines that the merges are learnt on")
 
 
@@ -282,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
                                  "info": ShowTokenizer}, "python -m tinyllm.tokenizer", argv)
     if name == "train":
         texts = corpus.read_documents(corpus.find_files(config.input), whole_files=False, max_chars=100_000,
-                                      skip_bad=False, notes=corpus.Tally(), progress=lambda n_bytes: None)
+                                      skip_bad=config.skip_bad, notes=corpus.Tally(), progress=lambda n_bytes: None)
         tokenizer = train(texts, config.vocab_size, config.out, config.seed)
         print(f"{tokenizer.vocab_size} tokens -> {Path(config.out) / 'tokenizer.model'}")
         return
