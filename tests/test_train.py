@@ -58,11 +58,52 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(rows):
         train.train(model, lambda step: batch, config, report=rows.append)
         return weights(model), rows[0]
 
+    model = fresh(replace(SHAPE, dropout=0.0))
+    loss, count = next_token_loss(model, batch)
+    (loss / count).backward()
+    by_hand = torch.cat([weight.grad.flatten() for weight in model.parameters()]).norm()
     (whole, row), (split, other) = one_step(4), one_step(rows)
     for name in whole:
         torch.testing.assert_close(whole[name], split[name], rtol=1e-4, atol=1e-6)
     assert row["loss"] == pytest.approx(other["loss"])
+    assert row["grad_norm"] == pytest.approx(float(by_hand), rel=1e-4)
     assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_warm_up_counts_optimizer_steps_not_micro_batches():
+    """Four micro-batches make one step, so the fourth step is the first at the full rate; then it falls to nothing."""
+    rows = []
+    train.train(fresh(), batch_at, replace(CONFIG, max_steps=8, batch_size=1, warmup_steps=4), report=rows.append)
+    assert [row["lr"] / CONFIG.lr for row in rows] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.9375, 0.625, 0.3125])
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_rate_of_a_step_is_the_length_of_the_step(optimizer):
+    """At a millionth of the peak rate no weight moves further than that, whichever optimizer moves it."""
+    model = fresh()
+    train.train(model, batch_at, replace(CONFIG, max_steps=1, warmup_steps=1_000_000, optimizer=optimizer))
+    before = weights(fresh())
+    assert 0 < max(float((weight - before[name]).abs().max()) for name, weight in weights(model).items()) < 1e-7
+
+
+def test_each_step_and_each_seed_drops_other_activations():
+    """Without a step of any length only dropout tells the steps apart; one mask for ever would train one subnetwork."""
+    def losses(seed, dropout):
+        rows = []
+        config = replace(CONFIG, max_steps=3, lr=0.0, muon_lr=0.0, start_context=0, seed=seed)
+        train.train(fresh(replace(SHAPE, dropout=dropout)), lambda step: batch_at(0), config, report=rows.append)
+        return [row["loss"] for row in rows]
+
+    assert len({*losses(0, 0.1), *losses(1, 0.1)}) == 6 and len(set(losses(0, 0.0))) == 1
+
+
+def test_a_long_gradient_is_cut_to_its_largest_norm():
+    """Adam's first momentum is a tenth of the gradient it was given."""
+    kept, rows = {}, []
+    train.train(fresh(), batch_at, replace(CONFIG, max_steps=1, optimizer="adamw", clip=0.01), report=rows.append,
+                save=lambda state, tensors: kept.update(tensors))
+    momentum = torch.cat([tensor.flatten() for name, tensor in kept.items() if name.endswith(":exp_avg")])
+    assert rows[0]["grad_norm"] > 0.02 and float(momentum.norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
 def test_one_batch_can_be_memorised():
@@ -137,6 +178,8 @@ def test_the_clock_can_end_a_run():
     assert state.step > 0 and 0.6 <= state.seconds < 10
     again = train.train(fresh(), batch_at, replace(CONFIG, max_steps=0, max_minutes=0.01), resume=(state, {}))
     assert again.step == state.step
+    longer, _ = TrainState(step=1, seconds=30.0), train.train(fresh(), batch_at, replace(CONFIG, max_steps=1))
+    assert train.train(fresh(), batch_at, replace(CONFIG, max_steps=2), resume=(longer, {})).seconds > 30
 
 
 def test_nan_stops_with_the_step_and_the_likely_cause():
@@ -146,6 +189,27 @@ def test_nan_stops_with_the_step_and_the_likely_cause():
         model.embed.weight[3] = math.nan
     with pytest.raises(ValueError, match=r"step 0: loss is nan .*learning rate that is too high.*--dtype float32"):
         train.train(model, lambda step: next_token_batch(torch.arange(17).repeat(4, 1)), CONFIG)
+
+
+def test_a_gradient_that_is_not_finite_stops_too():
+    """The loss can look healthy while its slope is infinite, as that of a square root at zero is."""
+    def loss_fn(model, batch):
+        loss, count = next_token_loss(model, batch)
+        return loss + (model.norm.weight * 0).sqrt().sum(), count
+
+    with pytest.raises(ValueError, match=r"step 0: loss is \d.* gradient norm nan"):
+        train.train(fresh(), batch_at, CONFIG, loss_fn=loss_fn)
+
+
+@torch.no_grad()
+def test_validation_is_the_mean_over_all_targets_without_dropout():
+    """A batch with few targets must not weigh as much as a full one, and the same weights get the same number."""
+    few, many = batch_at(0), batch_at(1)
+    few.targets[:, 2:] = IGNORE
+    model = fresh().train()
+    measured = train.mean_loss(model, [few, many])
+    (a, n), (b, m) = (next_token_loss(model.eval(), batch) for batch in (few, many))
+    assert int(n) == 8 and int(m) == 64 and measured == pytest.approx(float((a + b) / (n + m)))
 
 
 def test_bfloat16_activations_learn_what_float32_learns():
@@ -166,6 +230,22 @@ def test_validation_does_not_change_training():
     train.train(without, batch_at, CONFIG)
     assert_same(weights(with_val), weights(without))
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15, 20]
+
+
+def test_a_compiler_that_fails_costs_one_line_not_the_run(monkeypatch, capsys):
+    """Many machines have a compiler that cannot build what torch.compile asks for; training goes on without it."""
+    def broken(function, **options):
+        def fail(*arguments):
+            raise RuntimeError("omp.h not found\nand a hundred lines more")
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(train.shutil, "which", lambda name: name)    # there is a compiler, it only does not work
+    compiled, plain = fresh(), fresh()
+    train.train(compiled, batch_at, replace(CONFIG, compile="on"))
+    assert capsys.readouterr().err == "torch.compile failed (omp.h not found): training without it\n"
+    train.train(plain, batch_at, CONFIG)
+    assert_same(weights(compiled), weights(plain))
 
 
 # --- a stage in a folder ---
@@ -211,6 +291,30 @@ def test_restart_begins_again(tmp_path, tokenizer):
     stage(tmp_path, tokenizer)
     _, state = stage(tmp_path, tokenizer, replace(CONFIG, max_steps=2, restart=True))
     assert state.step == 2 and [folder.name for folder in checkpoint.steps(tmp_path)] == ["step-00000002"]
+    assert max(json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(("crash", "resumed"), [(1, False), (13, True)])
+def test_no_step_is_logged_twice(tmp_path, tokenizer, capsys, crash, resumed):
+    """A crash loses the steps since the newest save (12, not the best one, 10), and the log shows each step once."""
+    def fail(row):
+        if row["step"] == crash:
+            raise OSError("the machine went away")
+
+    config = replace(CONFIG, save_every=2)
+    with pytest.raises(OSError, match="went away"):
+        stage(tmp_path, tokenizer, config, report=fail)
+    stage(tmp_path, tokenizer, config)
+    assert ("at step 12\n" in capsys.readouterr().err) == resumed
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
+    assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15, 20]
+
+
+def test_a_stage_holds_the_lock_of_its_folder(tmp_path, tokenizer):
+    """Two trainers in one folder would mix two runs."""
+    with checkpoint.lock(tmp_path), pytest.raises(ValueError, match="another trainer is writing here"):
+        stage(tmp_path, tokenizer)
 
 
 def test_a_damaged_state_is_set_aside_and_the_one_before_used(tmp_path, tokenizer, capsys):

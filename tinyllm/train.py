@@ -141,13 +141,14 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
         report({"step": state.step, "tokens": state.tokens, "seconds": state.seconds, "loss": state.loss,
                 "lr": config.lr * share, "grad_norm": grad_norm, "context": micro_batches[0].tokens.shape[1],
                 "tokens_per_second": n_tokens / (now - step_started), "progress": state.progress(config)})
-        finished = state.progress(config) >= 1
-        if len(val) and (state.step % config.val_every == 0 or finished):
+        if len(val) and state.step % config.val_every == 0:
             validate()
-        if save and state.step % config.save_every == 0 and not finished:
+        if save and state.step % config.save_every == 0:
             save(state, optim.state_tensors(model, optimizers))
             saved_at = state.step
         state.seconds = before + time.monotonic() - started
+    if len(val) and state.val_loss is None and state.progress(config) >= 1:
+        validate()
     if save and saved_at != state.step:
         save(state, optim.state_tensors(model, optimizers))
     model.eval()
@@ -183,12 +184,29 @@ def _micro_batches(batch: Batch, config: TrainConfig, progress: float) -> list[B
 
 
 def compiled(loss_fn: LossFn, config: TrainConfig) -> LossFn:
-    """`loss_fn` fused by torch.compile where the run is long enough to win back the minute that takes."""
+    """`loss_fn` fused by torch.compile where the run is long enough to win back the minute that takes.
+
+    Where there is no working compiler, `loss_fn` itself, with one line on stderr.
+    """
     wanted = config.compile == "on" or (config.compile == "auto" and config.max_minutes >= 10)
-    if wanted and not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
+    if not wanted:
+        return loss_fn
+    if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         print("no C++ compiler found: training without torch.compile", file=sys.stderr)
-        wanted = False
-    return torch.compile(loss_fn, dynamic=False) if wanted else loss_fn
+        return loss_fn
+    ways = [torch.compile(loss_fn, dynamic=False)]
+
+    def fused(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        try:
+            return ways[0](model, batch)
+        except RuntimeError as error:
+            if ways[0] is loss_fn:
+                raise
+            print(f"torch.compile failed ({str(error).splitlines()[0]}): training without it", file=sys.stderr)
+            ways[0] = loss_fn
+            return loss_fn(model, batch)
+
+    return fused
 
 
 def _check_finite(loss: float, grad_norm: float, step: int, config: TrainConfig) -> None:
