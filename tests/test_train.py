@@ -13,8 +13,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import SENTENCES
 
 from tinyllm import checkpoint, train
+from tinyllm import tokenizer as tokenizers
 from tinyllm.data import IGNORE, Batch, next_token_batch
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.stage import run_stage
@@ -333,6 +335,15 @@ def test_a_folder_with_another_model_is_refused(tmp_path, tokenizer):
     stage(tmp_path, tokenizer)
     with pytest.raises(ValueError, match=r"holds a model of another shape.*--restart"):
         stage(tmp_path, tokenizer, shape=replace(SHAPE, n_layers=3))
+
+
+def test_resuming_with_other_tokens_is_refused(tmp_path, tokenizer):
+    """Token 300 would suddenly mean another word, and the loss would jump without a reason in sight."""
+    stage(tmp_path / "run", tokenizer)
+    other = tokenizers.train(["Quite another text, with other words."] * 3 + SENTENCES, tokenizer.vocab_size, tmp_path)
+    assert other.vocab_size == tokenizer.vocab_size
+    with pytest.raises(ValueError, match=r"trained with another tokenizer than this data; .*--restart"):
+        stage(tmp_path / "run", other)
 
 
 def test_signals_are_left_alone_outside_the_main_thread(tmp_path, tokenizer):

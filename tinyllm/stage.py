@@ -34,7 +34,7 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
     """
     folder = Path(folder)
     with checkpoint.lock(folder), _stop_on_signal() as stop:
-        resume = None if config.restart else load_run(folder, model)
+        resume = None if config.restart else load_run(folder, model, tokenizer)
         if config.restart:
             for old in [*folder.glob("step-*"), *folder.glob("damaged-step-*")]:
                 shutil.rmtree(old)
@@ -65,14 +65,14 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
     return state
 
 
-def load_run(folder: Path, model: TinyLLM) -> tuple[TrainState, dict[str, Tensor]] | None:
+def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer) -> tuple[TrainState, dict[str, Tensor]] | None:
     """Puts the newest whole state of `folder` into `model`; returns it with its optimizer tensors, or None if empty.
 
     A damaged state is set aside with a line on stderr, and the one before it is used.
     """
     for newest in reversed(checkpoint.steps(folder)):
         try:
-            stored, _ = checkpoint.load(newest)
+            stored, words = checkpoint.load(newest)
             tensors = checkpoint.read_tensors(newest / "optimizer.safetensors")
             state = TrainState(**checkpoint.read_json(newest / "state.json"))
         except ValueError as error:
@@ -82,6 +82,9 @@ def load_run(folder: Path, model: TinyLLM) -> tuple[TrainState, dict[str, Tensor
         if stored.config != model.config:
             raise ValueError(f"{folder} holds a model of another shape; choose another --out, or begin again with "
                              "--restart")
+        if words.model != tokenizer.model:
+            raise ValueError(f"{folder} was trained with another tokenizer than this data; prepare the data with "
+                             f"--tokenizer {newest}, choose another --out, or begin again with --restart")
         model.load_state_dict(stored.state_dict())
         return state, tensors
     return None
@@ -128,7 +131,7 @@ class _ProgressBar:
     def __init__(self, resume: tuple | None) -> None:
         self.val, self.speed, self.loss = "", None, None
         self.start: tuple[float, float] | None = None                # (seconds, progress) at the first row
-        self.bar = tqdm(total=100, bar_format="{percentage:3.0f}%|{bar:20}| {postfix}", file=sys.stderr,
+        self.bar = tqdm(total=100, bar_format="{percentage:3.0f}%|{bar:20}| {desc}", file=sys.stderr,
                         mininterval=0.2 if sys.stderr.isatty() else 30)
 
     def __enter__(self) -> "_ProgressBar":
@@ -147,6 +150,6 @@ class _ProgressBar:
         self.start = self.start or (row["seconds"], row["progress"])
         gained = row["progress"] - self.start[1]
         left = (row["seconds"] - self.start[0]) * (1 - row["progress"]) / gained if gained > 0 else 0
-        self.bar.set_postfix_str(f"step {row['step']:,}  {self.speed:,.0f} tokens/s  loss {self.loss:.3f}{self.val}  "
-                                 f"lr {row['lr']:.1e}  ETA {int(left // 60)}:{int(left % 60):02d}", refresh=False)
+        self.bar.set_description_str(f"step {row['step']:,}  {self.speed:,.0f} tokens/s  loss {self.loss:.3f}{self.val}"
+                                     f"  lr {row['lr']:.1e}  ETA {int(left // 60)}:{int(left % 60):02d}", refresh=False)
         self.bar.update(100 * row["progress"] - self.bar.n)
