@@ -8,6 +8,7 @@ large the input. In: .txt .md .jsonl (also .gz). Explained by tests/test_prepare
 import hashlib
 import json
 import os
+import random
 import shutil
 import sys
 import time
@@ -169,24 +170,25 @@ def working_tokenizer(config: PrepareConfig, folder: Path, texts: Iterable[str])
         if config.tokenizer:
             Tokenizer.load(config.tokenizer).save(folder / "tokenizer.model")
         else:
-            tokenizer.train(sample(texts, config.val_share), config.vocab_size, folder, config.seed)
+            tokenizer.train(sample(texts, config.val_share, config.seed), config.vocab_size, folder, config.seed)
     return Tokenizer.load(folder)
 
 
-def sample(texts: Iterable[str], val_share: float) -> Iterator[str]:
-    """Cleaned documents, none held out for validation, taken evenly over the whole input: every k-th one.
+def sample(texts: Iterable[str], val_share: float, seed: int) -> Iterator[str]:
+    """Cleaned documents, none held out for validation, drawn evenly from the whole input.
 
-    When the sample gets too large every other document leaves and k doubles, so a language that comes last in the
-    input is as well represented as the one that comes first.
+    When the sample gets too large a random half of it leaves, and later documents enter half as often. Drawn, not
+    every k-th: a corpus that alternates between two languages would lose one of them.
     """
-    kept, size, step = [], 0, 1
-    for i, text in enumerate(texts):
-        if i % step == 0:
+    rng = random.Random(seed)
+    kept, size, share = [], 0, 1.0
+    for text in texts:
+        if rng.random() < share:
             kept.append(text)
             size += len(text)
-            if size > SAMPLE_CHARS and len(kept) > 1:
-                kept, step = kept[::2], 2 * step
-                size = sum(map(len, kept))
+        while size > SAMPLE_CHARS and len(kept) > 1:
+            kept, share = [one for one in kept if rng.random() < 0.5] or kept[:1], share / 2
+            size = sum(map(len, kept))
     for raw in kept:
         text, _ = clean.clean(raw)
         if text and text_hash(text) >= val_share * 2.0**64:
