@@ -66,6 +66,19 @@ def test_a_forked_cache_is_independent(model, tokens):
         torch.testing.assert_close(alone[0], logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_branches_that_take_turns_do_not_hear_each_other(model, tokens, n):
+    """Each fork owns its memory, also a fork of one: written in turns, every branch reads as if it were alone."""
+    cache = KVCache(model.config, batch=1, room=30)
+    model(tokens[:1, :10], cache)
+    branches, answers = [cache.fork(n), cache.fork(n), cache], torch.randint(0, 420, (3, 6))
+    turns = [[model(answer[at:at + 2].expand(branch.keys.shape[1], -1), branch)
+              for branch, answer in zip(branches, answers)] for at in (0, 2, 4)]
+    for answer, *parts in zip(answers, *turns):
+        read, alone = torch.cat(parts, dim=1), model(torch.cat([tokens[0, :10], answer])[None])[:, 10:]
+        torch.testing.assert_close(read, alone.expand_as(read), rtol=1e-4, atol=1e-5)
+
+
 def test_fork_keeps_the_copies_of_a_sequence_together(model, tokens):
     """fork(2) of sequences a, b is a, a, b, b, so row i of a fork belongs to sequence i // n."""
     cache = KVCache(model.config, batch=2, room=30)
