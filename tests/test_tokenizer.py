@@ -1,10 +1,12 @@
 """Tokenizer: every text survives, and no text can produce a control token."""
 
+import io
 import random
 import sys
 import unicodedata
 
 import pytest
+import sentencepiece
 from conftest import SENTENCES
 
 from tinyllm import tokenizer as tokenizers
@@ -47,9 +49,23 @@ def test_control_tokens_are_found_by_name_and_silent_in_text(tokenizer):
         tokenizer.special("<|tool|>")
 
 
-def test_digits_are_split(tokenizer):
-    """A number is read digit by digit, so place values can be learnt."""
-    assert len(tokenizer.encode("2026")) == 4
+def test_digits_are_split(tmp_path):
+    """A number is read digit by digit, so place values can be learnt, however often the number was seen."""
+    tokenizer = tokenizers.train(["The year 2026 follows 2025."] * 50, 310, tmp_path)
+    assert [tokenizer.show(id) for id in tokenizer.encode("2026")] == ["2", "0", "2", "6"]
+
+
+def test_a_newline_is_one_token_of_its_own(tokenizer):
+    """Paragraphs and the chat template are made of newlines; none may hide inside a word or fall apart into bytes."""
+    assert [tokenizer.show(id) for id in tokenizer.encode("\n\na\n")] == ["⏎", "⏎", "a", "⏎"]
+
+
+def test_what_is_no_unicode_is_refused(tokenizer):
+    """A lone surrogate has no UTF-8 bytes; -1 is no token, though Python would count from the end."""
+    with pytest.raises(ValueError, match="lone surrogate at character 2"):
+        tokenizer.encode("ab\ud800")
+    with pytest.raises(ValueError, match="token id -1 is outside the vocabulary"):
+        tokenizer.decode([-1])
 
 
 def test_streamed_text_is_valid_at_every_moment(tokenizer):
@@ -64,8 +80,8 @@ def test_bytes_that_never_become_text_show_as_a_replacement(tokenizer):
     """A model may write any byte; the stream must neither wait for ever nor crash."""
     byte = tokenizer.processor.piece_to_id
     stream = tokenizer.stream()
-    text = stream.push(byte("<0xE9>")) + stream.push(byte("<0x41>")) + stream.push(byte("<0xE9>")) + stream.finish()
-    assert text == "\ufffdA\ufffd"
+    assert [stream.push(byte(f"<0x{value}>")) for value in ("E9", "41", "E9")] == ["", "\ufffdA", ""]
+    assert stream.finish() == "\ufffd"
 
 
 def test_a_small_corpus_lowers_the_vocabulary_and_says_so(tmp_path, capsys):
@@ -79,6 +95,22 @@ def test_training_twice_gives_the_same_vocabulary(tmp_path):
     """A seed draws the sample; merges are counted, not drawn."""
     models = [tokenizers.train(SENTENCES * 2, 350, tmp_path / str(i)).model for i in range(2)]
     assert models[0] == models[1]
+
+
+def test_the_sample_is_drawn_by_the_seed_from_the_whole_text(tmp_path, monkeypatch):
+    """Merges are learnt on a sample; one from the beginning alone would not know the language that comes last."""
+    monkeypatch.setattr(tokenizers, "SAMPLE_CHARS", 3000)
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(letters, k=60)) for letters in ("abcdefghij ", "山水风雨日月花鸟") for _ in range(300)]
+    first, again, other = (tokenizers.train(texts, 340, tmp_path / str(i), seed) for i, seed in enumerate((0, 0, 1)))
+    assert first.model == again.model != other.model
+    assert len(first.encode("山")) == 1
+
+
+def test_the_end_of_a_long_line_is_learnt_too(tmp_path):
+    """SentencePiece skips long lines without a word, and a book may be a single line."""
+    tokenizer = tokenizers.train(["a b c " * 2000 + "山水" * 300], 300, tmp_path)
+    assert len(tokenizer.encode("山水")) <= 2
 
 
 def test_rare_characters_leave_room_for_words(tmp_path):
@@ -110,6 +142,12 @@ def test_a_foreign_file_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\x00not a model" * 9)
     with pytest.raises(ValueError, match="not a SentencePiece model"):
         Tokenizer.load(tmp_path)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20), model_writer=model, vocab_size=400, model_type="bpe", pad_id=0,
+        bos_id=1, eos_id=2, unk_id=3, byte_fallback=True, user_defined_symbols=list(CONTROL), minloglevel=2)
+    with pytest.raises(ValueError, match="lacks the control tokens"):
+        Tokenizer(model.getvalue())
 
 
 def test_commands_speak_both_languages(tokenizer, tmp_path, capsys):
