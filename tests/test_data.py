@@ -48,6 +48,15 @@ def test_every_window_comes_once_before_any_comes_again(tmp_path):
     assert starts[0] != starts[1]
 
 
+@pytest.mark.parametrize(("length", "windows"), [(100, 9), (101, 10), (110, 10)])
+def test_the_last_token_of_every_row_has_a_target(tmp_path, length, windows):
+    """A row of 10 needs 11 tokens: what does not fill one is left out, never made up."""
+    rows = PackedRows(write(tmp_path, lengths=(length,)), context=10, rows=1, seed=0)
+    assert rows.n_windows == windows
+    for batch in map(rows, range(windows)):
+        assert batch.tokens.shape == (1, 10) and torch.equal(batch.targets, batch.tokens + 1)
+
+
 def test_a_batch_is_a_function_of_seed_and_step(tmp_path):
     """So resuming needs no loader state and no replay."""
     tokens = write(tmp_path)
