@@ -35,9 +35,12 @@ def test_groups_are_disjoint_complete_and_only_matrices_decay(model):
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     assert all(weight.ndim == 1 for _, weight in groups["vector"]) and groups["embedding"][0][0] == "embed.weight"
     for kind in ("muon", "adamw"):
-        for optimizer in optim.make_optimizers(model, kind, lr=1e-3, muon_lr=0.02, weight_decay=0.1):
-            for group in optimizer.param_groups:
-                assert all((weight.ndim == 2) == (group["weight_decay"] > 0) for weight in group["params"])
+        optimizers = optim.make_optimizers(model, kind, lr=1e-3, muon_lr=0.02, weight_decay=0.1)
+        moved = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group in moved:
+            assert all((weight.ndim == 2) == (group["weight_decay"] > 0) for weight in group["params"])
+        owned = [id(weight) for group in moved for weight in group["params"]]
+        assert sorted(owned) == sorted(map(id, model.parameters()))
 
 
 def test_frozen_weights_are_left_alone(model):
