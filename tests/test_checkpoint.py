@@ -1,8 +1,13 @@
 """Checkpoints: what is on disk is whole, is what was saved, and is refused in one sentence when it is not."""
 
+import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +51,8 @@ def test_a_run_folder_means_its_best_state(run):
         run(step, loss)
     assert checkpoint.resolve(run.folder).name == "step-00000002"
     assert [folder.name[-1] for folder in checkpoint.steps(run.folder)] == ["2", "4", "5"]
+    run(6, 2.0)
+    assert checkpoint.resolve(run.folder).name == "step-00000006"    # of two equals the one that has read more
 
 
 def test_a_half_written_state_is_never_seen(run):
@@ -58,16 +65,69 @@ def test_a_half_written_state_is_never_seen(run):
     assert not list(run.folder.glob(".*-step-*"))
 
 
-def test_a_full_disk_costs_nothing_that_was_saved(run, monkeypatch):
-    """The failed attempt gives its space back and the earlier state still loads."""
+def test_a_crash_between_any_two_writes_leaves_only_whole_states(run, monkeypatch):
+    """Dying before each write, rename or removal in turn, or halfway through a removal, never leaves half a state
+    under a final name."""
+    numbers, crashes = itertools.count(1), 0
+
+    def dying(operation, countdown):
+        def wrapped(*args, **more):
+            if next(countdown) == 0:
+                if operation is shutil.rmtree:
+                    for file in list(Path(args[0]).glob("*"))[:1]:
+                        file.unlink()
+                raise KeyboardInterrupt                              # like kill -9, it is nobody's to handle
+            return operation(*args, **more)
+        return wrapped
+
+    while True:
+        run(next(numbers))
+        run(next(numbers))
+        with monkeypatch.context() as patch:
+            countdown = itertools.count(crashes, -1)
+            for owner, name in ((checkpoint, "save_file"), (checkpoint, "_write_json"), (checkpoint, "_sync"),
+                                (Path, "rename")):
+                patch.setattr(owner, name, dying(getattr(owner, name), countdown))
+            patch.setattr(checkpoint, "shutil", SimpleNamespace(rmtree=dying(shutil.rmtree, countdown)))
+            try:
+                run(next(numbers))
+                break
+            except KeyboardInterrupt:
+                crashes += 1
+        for folder in checkpoint.steps(run.folder):
+            checkpoint.load(folder)
+            checkpoint.read_tensors(folder / "optimizer.safetensors")
+            assert json.loads((folder / "state.json").read_text())["step"] == int(folder.name[-8:])
+    assert crashes > 10
+
+
+def test_every_file_is_on_the_disk_before_its_folder_gets_a_name(run, monkeypatch):
+    """A rename may reach the disk before the bytes do; after a power cut the folder would look whole."""
+    synced, rename, fsync = set(), Path.rename, os.fsync
+
+    def checked_rename(path, target):
+        if Path(target).name.startswith("step-"):
+            assert {file.stat().st_ino for file in [path, *path.iterdir()]} <= synced
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle)))
+    monkeypatch.setattr(Path, "rename", checked_rename)
     run(1)
+    assert synced
 
-    def full(*args):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        run(2)
+def test_a_full_disk_costs_nothing_that_was_saved(run):
+    """The failed attempt gives its space back, and the earlier state still loads. The system's own limit on the size
+    of a file plays the full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    run(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(ValueError, match=r"step-00000002 could not be written \(.*\); make room"):
+            run(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in run.folder.iterdir() if "step" in path.name] == ["step-00000001"]
     checkpoint.load(run.folder)
 
@@ -102,6 +162,9 @@ def test_foreign_files_are_one_sentence(run, model, tokenizer, tmp_path):
         checkpoint.load(folder)
     (folder / "config.json").write_text(json.dumps(stored | {"model": {"depth": 9}}))
     with pytest.raises(ValueError, match="unknown setting 'depth'"):
+        checkpoint.load(folder)
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "hidden_size": 64}')
+    with pytest.raises(ValueError, match="this is not a tinyllm checkpoint"):
         checkpoint.load(folder)
     with pytest.raises(ValueError, match="no checkpoint here; train one with"):
         checkpoint.load(tmp_path)
