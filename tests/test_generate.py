@@ -2,14 +2,16 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tinyllm import checkpoint, generate
-from tinyllm.generate import next_token_probabilities, stream
+from tinyllm.data import next_token_batch
+from tinyllm.generate import GenerateConfig, continue_text, next_token_probabilities, stream
 from tinyllm.model import TinyLLM
-from tinyllm.train import TrainConfig
+from tinyllm.train import TrainConfig, train
 
 END = 2
 
@@ -48,13 +50,30 @@ def test_top_p_keeps_the_token_that_crosses_p():
     assert next_token_probabilities(logits, top_p=1.0)[0].tolist() == pytest.approx([0.2, 0.5, 0.3])
 
 
+def test_top_p_counts_what_top_k_left():
+    """Of 0.5, 0.3 and 0.2 the first two weigh 0.625 and 0.375 after top_k=2, so 0.6 is reached by the first alone."""
+    p = next_token_probabilities(torch.tensor([[0.2, 0.5, 0.3]]).log(), top_k=2, top_p=0.6)
+    assert p[0].tolist() == [0, 1, 0]
+
+
 @torch.no_grad()
 def test_the_cache_changes_nothing(model):
-    """Decoding from the cache equals reading everything again for each token."""
-    row = [5, 9, 13]
-    for (id,) in ids(model, temperature=0):
-        assert id == int(model(torch.tensor([row]))[0, -1].argmax())
+    """Decoding from the cache equals reading everything again for each token.
+
+    Drawn, not greedy: a draw depends on the whole distribution, while the likeliest token of a random model is often
+    the last one again, whatever was said before.
+    """
+    row, generator = [5, 9, 13], torch.Generator().manual_seed(3)
+    for (id,) in ids(model, temperature=1.5, seed=3):
+        p = next_token_probabilities(model(torch.tensor([row]))[:, -1], 1.5, top_p=0.95)
+        assert id == int(torch.multinomial(p[0], 1, generator=generator))
         row.append(id)
+    assert len(set(row)) > 6
+
+
+def test_generation_stops_after_max_new_tokens(model):
+    """Exactly that many, if the model does not end the text before."""
+    assert len(list(stream(model, [5, 9], end=-1, max_new_tokens=5))) == 5
 
 
 def test_a_continuation_does_not_depend_on_its_neighbours(model):
@@ -74,6 +93,9 @@ def test_an_ended_continuation_stays_ended(model):
     ends = [sample.index(END) for sample in samples if END in sample]
     assert ends and len(set(ends)) > 1
     assert all(set(sample[sample.index(END):]) == {END} for sample in samples if END in sample)
+    for seed in range(6):
+        alone = [id for (id,) in ids(model, temperature=2.0, top_p=1.0, max_new_tokens=40, seed=seed)]
+        assert END not in alone[:-1]
 
 
 def test_generation_stops_at_the_end_of_the_context(model):
@@ -104,6 +126,31 @@ def test_the_same_seed_writes_the_same_text(folder, capsys):
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("猫 sat")
 
 
+@pytest.mark.parametrize("flags", [["--temperature", "0"], ["--top-k", "1"], ["--top-p", "0"]])
+def test_every_sampling_flag_reaches_the_sampler(folder, capsys, flags):
+    """Each of these leaves only the likeliest token, so the seed no longer matters."""
+    texts = []
+    for extra in ([*flags, "--seed", "1"], [*flags, "--seed", "2"], ["--seed", "1"]):
+        generate.main(["猫 sat", "--checkpoint", folder, "--max-new-tokens", "15", *extra])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_prompt_begins_like_a_document(tokenizer):
+    """In training a document follows the end token of another; a model asked otherwise is asked something new."""
+    assert generate.document_prompt(tokenizer, "猫 sat") == [tokenizer.eos, *tokenizer.encode("猫 sat")]
+
+
+def test_a_character_of_several_tokens_appears_whole(tokenizer, config):
+    """A memorised 龘, three byte tokens, is shown when it is complete; cut off in the middle it is one U+FFFD."""
+    row = torch.tensor([[*generate.document_prompt(tokenizer, "好龘!"), tokenizer.eos]])
+    model = TinyLLM(replace(config, vocab_size=tokenizer.vocab_size))
+    train(model, lambda step: next_token_batch(row), TrainConfig(max_steps=60, dtype="float32", compile="off"))
+    for room, text in ((20, "龘!"), (3, "龘"), (2, "\ufffd")):
+        pieces = list(continue_text(model, tokenizer, "好", GenerateConfig(temperature=0.0, max_new_tokens=room)))
+        assert "".join(pieces) == text
+
+
 def test_json_is_for_programs(folder, capsys):
     """One object a prompt on stdout, everything else on stderr."""
     generate.main(["The cat", "--checkpoint", folder, "--json", "--max-new-tokens", "5"])
@@ -130,3 +177,14 @@ def test_a_long_prompt_exits_with_one_sentence(folder, capsys):
 def test_nothing_printed_can_drive_a_terminal():
     """A model may write an escape character; the screen must not obey it."""
     assert generate.printable("a\x1b[2Jb\n\tc\x07é猫\u3000") == "a\ufffd[2Jb\n\tc\ufffdé猫\u3000"
+
+
+def test_the_command_prints_only_what_is_printable(folder, capsys):
+    """A model that knows nothing writes control bytes all the time; none of them reaches the screen."""
+    model, tokenizer = checkpoint.load(folder)
+    prompt = generate.document_prompt(tokenizer, "a")
+    written = [id for (id,) in stream(model, prompt, end=tokenizer.eos, temperature=1.0, top_p=1.0, max_new_tokens=40)]
+    assert any(byte < 32 for byte in b"".join(map(tokenizer.token_bytes, written)) if byte not in b"\n\t")
+    generate.main(["a", "--checkpoint", folder, "--temperature", "1", "--top-p", "1", "--max-new-tokens", "40"])
+    shown = capsys.readouterr().out
+    assert shown == generate.printable(shown) and "\ufffd" in shown
