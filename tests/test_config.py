@@ -56,6 +56,7 @@ def test_base_is_the_default_preset():
 
 @pytest.mark.parametrize(("flags", "sentence"), [
     (["--egs", "3"], "unknown argument --egs; did you mean --eggs?"),
+    (["--egg", "3"], "unknown argument --egg; did you mean --eggs?"),
     (["--eggs", "0"], "--eggs must be at least 1, not 0"),
     (["--eggs", "13"], "--eggs must be at most 12, not 13"),
     (["--eggs", "two"], "argument --eggs: invalid int value: 'two'"),
