@@ -274,6 +274,17 @@ def test_the_tokenizer_is_trained_on_the_whole_input(config, corpus, tmp_path):
     assert contents(config.out) == contents(again.out)
 
 
+def test_a_part_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    """A part cut off in the middle of being written must not look finished to the next run."""
+    def power_cut(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        parts_module.write_atomically(tmp_path / "part-000000.npz", b"half of it")
+    assert not (tmp_path / "part-000000.npz").exists()
+
+
 def test_the_sample_is_spread_over_the_input_and_holds_no_validation_text(monkeypatch):
     """However large the input, every part of it is as likely to be seen; also of two languages that alternate."""
     monkeypatch.setattr("tinyllm.prepare.SAMPLE_CHARS", 3000)

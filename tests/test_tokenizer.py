@@ -84,6 +84,16 @@ def test_bytes_that_never_become_text_show_as_a_replacement(tokenizer):
     assert stream.finish() == "\ufffd"
 
 
+def test_streaming_any_bytes_gives_what_decoding_gives(tokenizer):
+    """Also when a valid character follows a broken one: nothing valid may be lost with it."""
+    byte = [tokenizer.processor.piece_to_id(f"<0x{value:02X}>") for value in range(256)]
+    rng = random.Random(0)
+    for _ in range(300):
+        values = rng.choices([0xE9, 0xBE, 0x98, 0xC3, 0xA9, 0x41, 0xF0, 0x9F, 0xFF], k=6)
+        ids, stream = [byte[value] for value in values], tokenizer.stream()
+        assert "".join(map(stream.push, ids)) + stream.finish() == tokenizer.decode(ids)
+
+
 def test_a_small_corpus_lowers_the_vocabulary_and_says_so(tmp_path, capsys):
     """There are only so many distinct pieces in a few sentences."""
     tokenizer = tokenizers.train(SENTENCES, 16000, tmp_path)

@@ -4,6 +4,7 @@ SentencePiece is not reversible by default; here it is trained without normalisa
 whitespace kept, and with the 256 bytes as a fallback for what it never saw. Explained by tests/test_tokenizer.py.
 """
 
+import codecs
 import collections
 import io
 import itertools
@@ -111,24 +112,16 @@ class TextStream:
     """Turns ids into text as they arrive, holding back bytes until they make a whole character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.held = tokenizer, b""
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, id: int) -> str:
         """The text that `id` completes; empty while a multi-byte character is unfinished."""
-        self.held += self.tokenizer.token_bytes(id)
-        try:
-            text, self.held = self.held.decode("utf-8"), b""
-        except UnicodeDecodeError as error:
-            # Cut off at the end: wait for the rest. Wrong in the middle: it never becomes valid, so show U+FFFD.
-            whole = error.start if error.end == len(self.held) and error.reason == "unexpected end of data" else None
-            text = self.held[:whole].decode("utf-8", errors="replace")
-            self.held = b"" if whole is None else self.held[whole:]
-        return text
+        return self.decoder.decode(self.tokenizer.token_bytes(id))
 
     def finish(self) -> str:
         """What is still held when no more ids come, as U+FFFD."""
-        text, self.held = self.held.decode("utf-8", errors="replace"), b""
-        return text
+        return self.decoder.decode(b"", final=True)
 
 
 def train(texts: Iterable[str], vocab_size: int, out: str | Path, seed: int = 0) -> Tokenizer:
