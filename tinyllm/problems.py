@@ -1,0 +1,617 @@
+"""Exercises with exact answers and written steps, in Chinese and English, made from a seed; nothing to download.
+
+Nine families of problems for chains of thought, plain instructions for SFT, and files whose splits share no question.
+A problem is a pure function of (index, seed, split). Explained by tests/test_problems.py.
+"""
+
+import functools
+import itertools
+import json
+import os
+import random
+import re
+import sys
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllm import world
+from tinyllm.config import Settings, command, opt, read_settings
+from tinyllm.grammar import polished
+from tinyllm.lexicon import LANGUAGES, concepts, name, word
+from tinyllm.wordings import (
+    Schema,
+    answer_of,
+    ask,
+    choices,
+    draw,
+    labelled,
+    listed,
+    pick,
+    schemas,
+    tell,
+    tell_chain,
+    tell_relations,
+    value_of,
+    worded,
+    worked,
+)
+
+SPLITS = {"val": 0, "test": 1, "harder": 2}       # hash of the question modulo 10; the other seven belong to train
+SYSTEMS = {"en": ["", "", "", "Think step by step.", "Write down each step, then the answer.", "You solve problems."],
+           "zh": ["", "", "", "请一步一步地想。", "先写步骤，再写答案。", "你会解题。"]}
+
+
+@dataclass
+class Problem:
+    """One exercise: `final` is the bare answer, `cot` the steps, one a line."""
+    system: str
+    user: str
+    cot: str
+    final: str
+    family: str
+    language: str
+
+    @property
+    def steps(self) -> list[str]:
+        return self.cot.split("\n")
+
+
+# ---- 1, 2: arithmetic -------------------------------------------------------------------------------------------
+
+def _expression(rng: random.Random, n: int, hard: bool) -> str:
+    """A random expression of `n` numbers, written with the parentheses it needs."""
+    if n == 1:
+        low, high = (1, 99) if rng.random() < 0.6 else (50, 999) if hard else (1, 9)
+        return str(rng.randint(low, high))
+    left = rng.randint(1, n - 1)
+    sign = rng.choice("++--**/")
+    a, b = _expression(rng, left, hard), _expression(rng, n - left, hard)
+    if sign == "/":                                              # exact: the left side is a multiple of the right
+        b = str(rng.randint(2, 9))
+        a = str(int(b) * rng.randint(2, 99 if hard else 30))
+    loose = lambda text: any(char in "+-" for char in re.sub(r"\(.*\)", "()", text))
+    if sign in "*/" and loose(a):
+        a = f"({a})"
+    if (sign in "*/" and not b.isdigit()) or (sign == "-" and loose(b)):
+        b = f"({b})"
+    return a + sign + b
+
+
+def expression(rng: random.Random, language: str, split: str) -> tuple:
+    """1: precedence and parentheses; no result beyond four digits."""
+    hard = split == "harder"
+    while True:
+        text = _expression(rng, rng.randint(5, 6) if hard else rng.choice((2, 3, 3, 3, 4, 4)), hard)
+        steps, value = worked(text)
+        results = [value_of(step.rsplit("=", 1)[1]) for step in steps]
+        if not steps or len(steps) > 8 or any(abs(result) > 9999 or result != int(result) for result in results):
+            continue
+        shown = text.replace("*", "×").replace("/", "÷") if rng.random() < 0.3 else text
+        shown = re.sub(r"([-+*/×÷])", r" \1 ", shown) if rng.random() < 0.25 else shown
+        return ask("sum/ask", {"e": shown}, language, rng), steps, str(value)
+
+
+def column(rng: random.Random, language: str, split: str) -> tuple:
+    """2: one operation on longer numbers, lowest digit first with carries."""
+    hard = split == "harder"
+    sign, low, high = rng.choice("+-*"), *((1000, 99999) if hard else (11, 9999))
+    top = 10 ** rng.randint(2, len(str(high)))
+    a, b = (rng.randint(low, max(low + 1, min(top, high) - 1)) for _ in range(2))
+    if sign == "*":
+        a = rng.randint(*((100, 999) if hard else rng.choice([(11, 99), (100, 999)])))
+        b = rng.randint(11, 999 if hard else 99) if a < 100 or hard else rng.randint(2, 9)
+    elif sign == "-" and a < b:
+        a, b = b, a
+    steps = {"+": _add_columns, "-": _subtract_columns, "*": _multiply_columns}[sign](a, b)
+    result = value_of(f"{a}{sign}{b}")
+    if rng.random() < 0.15:
+        shown = f"\n  {a:>6}\n{'×' if sign == '*' else sign} {b:>6}"
+    else:
+        shown = f"{a}{rng.choice(['', ' '])}{sign}{b}" if rng.random() < 0.8 else f"{a} {sign} {b}"
+    return ask("column/ask", {"e": shown.replace("*", rng.choice("*×"))}, language, rng), steps, str(result)
+
+
+def _digits(n: int) -> list[int]:
+    return [int(digit) for digit in reversed(str(n))]
+
+
+def _add_columns(a: int, b: int) -> list[str]:
+    steps, carry = [], 0
+    for x, y in itertools.zip_longest(_digits(a), _digits(b), fillvalue=0):
+        total = x + y + carry
+        steps.append(f"{x}+{y}{'+1' if carry else ''}={total}")
+        carry = total // 10
+    return [*steps, f"{a}+{b}={a + b}"]
+
+
+def _subtract_columns(a: int, b: int) -> list[str]:
+    steps, borrow = [], 0
+    for x, y in itertools.zip_longest(_digits(a), _digits(b), fillvalue=0):
+        top = x + 10 if x - borrow < y else x
+        steps.append(f"{top}{'-1' if borrow else ''}-{y}={top - borrow - y}")
+        borrow = int(top > x)
+    return [*steps, f"{a}-{b}={a - b}"]
+
+
+def _multiply_columns(a: int, b: int) -> list[str]:
+    if b > 9:
+        return worked(f"{a}*{b}")[0]
+    steps, carry = [], 0
+    for x in _digits(a):
+        total = x * b + carry
+        steps.append(f"{x}*{b}{f'+{carry}' if carry else ''}={total}")
+        carry = total // 10
+    return [*steps, f"{a}*{b}={a * b}"]
+
+
+# ---- 3, 4, 5, 6: problems that are all data ------------------------------------------------------------------------
+
+def story(rng: random.Random, language: str, split: str) -> tuple:
+    """3: word problems: a scene from the data file, a chain of changes, or people compared in a row."""
+    kind, hard = rng.random(), split == "harder"
+    if kind < 0.15:
+        return tell_chain(rng, language, hard)
+    if kind < 0.3:
+        return tell_relations(rng, language, hard)
+    return tell(rng.choice(_longer(schemas()["story/"], hard)), rng, language, hard)
+
+
+def _longer(options: list[Schema], hard: bool) -> list[Schema]:
+    """For the harder split: only schemas with at least two computed steps."""
+    return [schema for schema in options if sum(bool(result) for result, _, _ in schema.steps) > 1] if hard else options
+
+
+def chance(rng: random.Random, language: str, split: str) -> tuple:
+    """4: the probability of a draw as a reduced fraction."""
+    return tell(rng.choice(schemas()["chance/"]), rng, language, split == "harder")
+
+
+def rate(rng: random.Random, language: str, split: str) -> tuple:
+    """5: rates with a letter: `8x`, `40x`, `8x+5`."""
+    return tell(rng.choice(_longer(schemas()["rate/"], split == "harder")), rng, language, split == "harder")
+
+
+def equation(rng: random.Random, language: str, split: str) -> tuple:
+    """6: linear equations with a whole solution; each line keeps the balance or works out a number."""
+    return tell(rng.choice(schemas()["equation-hard/" if split == "harder" else "equation/"]), rng, language,
+                split == "harder")
+
+
+# ---- 7: order ------------------------------------------------------------------------------------------------------
+
+def order(rng: random.Random, language: str, split: str) -> tuple:
+    """7: who is tallest, second, or taller: a row of comparisons put in order; or numbers sorted."""
+    hard = split == "harder"
+    if rng.random() < 0.25:
+        return _sorted_numbers(rng, language, hard)
+    schema, n = rng.choice(schemas()["order/"]), rng.randint(5, 6) if hard else rng.choice((3, 3, 4, 4))
+    people = rng.sample(choices(schema.roles[0][1]), n)          # from the most to the least
+    pairs = list(itertools.pairwise(people))
+    rng.shuffle(pairs)
+    facts, most, least, place, whole, compare = schema.facts
+    sentences = [pick(facts, {"A": a, "B": b}, language, rng) for a, b in pairs]
+    called = lambda person: word(person, "", language, None)
+    chain = " > ".join(map(called, people))
+    steps = [*(f"{called(a)} > {called(b)}" for a, b in pairs), chain]
+    k, kind = rng.randint(2, n - 1), rng.choice(("most", "least", "place", "whole", "compare"))
+    if kind == "compare":
+        i, j = rng.sample(range(n), 2)
+        roles, final = {"A": people[i], "B": people[j]}, {"en": ("no", "yes"), "zh": ("不是", "是")}[language][i < j]
+    else:
+        roles = {"k": ORDINALS[language][k - 1]}
+        final = called(people[{"most": 0, "least": -1, "place": k - 1}.get(kind, 0)]) if kind != "whole" else chain
+    question = {"most": most, "least": least, "place": place, "whole": whole, "compare": compare}[kind]
+    question = pick(question, roles, language, rng)
+    sentences = [question, *sentences] if rng.random() < 0.15 else [*sentences, question]
+    return polished((" " if language == "en" else "").join(sentences), language), steps, final
+
+
+def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> tuple:
+    """Take the smallest that is left, again and again."""
+    top = rng.choice((20, 100, 1000)) * (10 if hard else 1)
+    low, n = -top // 4 if rng.random() < 0.2 else 1, rng.randint(6, 8) if hard else rng.randint(3, 5)
+    numbers = rng.sample(range(low, top), n)
+    down, kind = rng.random() < 0.5, rng.choice(("all", "all", "ends", "second"))
+    ranked = sorted(numbers, reverse=down)
+    shown = listed([str(number) for number in numbers], language) if rng.random() < 0.5 else \
+        ", ".join(map(str, numbers)) if language == "en" else "，".join(map(str, numbers))
+    question = ask(f"sort/{kind}-{'down' if down else 'up'}", {"e": shown}, language, rng)
+    needed = {"all": len(numbers), "ends": 1, "second": 2}[kind]
+    left, steps = list(numbers), []
+    for value in ranked[:needed]:
+        steps.append(" ".join(map(str, left)) + f" -> {value}")
+        left.remove(value)
+    return question, steps, ", ".join(map(str, ranked)) if kind == "all" else str(ranked[needed - 1])
+
+
+# ---- 8: sequences, clock, calendar ---------------------------------------------------------------------------------
+
+def series(rng: random.Random, language: str, split: str) -> tuple:
+    """8: the next number of a sequence, times of day, days of the week."""
+    hard, kind = split == "harder", rng.random()
+    if kind < 0.45:
+        return tell(rng.choice(schemas()["series/"]), rng, language, hard)
+    return (_clock if kind < 0.75 else _weekday)(rng, language, hard)
+
+
+def _clock(rng: random.Random, language: str, hard: bool) -> tuple:
+    """When something ends, when it began, or how long it took; hours and minutes apart."""
+    start, long = rng.randrange(6 * 12, 18 * 12) * 5, rng.randint(3, 65 if hard else 30) * 5
+    end = min(start + long, 23 * 60 + 55)
+    long = end - start
+    (h, m), (i, n) = divmod(start, 60), divmod(end, 60)
+    hours, minutes = divmod(long, 60)
+    time = lambda hour, minute: f"{hour}:{minute:02}"
+    kind, steps = rng.choice(("end", "start", "long")), []
+    if kind == "end":
+        steps.append(f"{m}+{minutes}={m + minutes}")
+        steps += [f"{m + minutes}-60={n}"] if m + minutes > 59 else []
+        steps.append(f"{h}+{hours}{'+1' if m + minutes > 59 else ''}={i}")
+    elif kind == "start":
+        steps += [f"{n}+60={n + 60}"] if n < minutes else []
+        steps.append(f"{n + 60 if n < minutes else n}-{minutes}={m}")
+        steps.append(f"{i}{'-1' if n < minutes else ''}-{hours}={h}")
+    else:
+        steps += [f"{n}+60={n + 60}"] if n < m else []
+        steps.append(f"{n + 60 if n < m else n}-{m}={minutes}")
+        steps.append(f"{i}{'-1' if n < m else ''}-{h}={hours}")
+        steps += [f"{hours}*60={hours * 60}", f"{hours * 60}+{minutes}={long}"]
+    roles = {"s": time(h, m), "e": time(i, n), "A": rng.choice(choices("person")), "n": long,
+             "d": _duration(hours, minutes, language, rng)}
+    final = {"end": time(i, n), "start": time(h, m), "long": str(long)}[kind]
+    return ask(f"clock/{kind}", roles, language, rng, words=0), [*steps, final], final
+
+
+def _duration(hours: int, minutes: int, language: str, rng: random.Random) -> str:
+    if not hours or (rng.random() < 0.2 and hours < 2):
+        return f"{hours * 60 + minutes}" + {"en": " minutes", "zh": "分钟"}[language]
+    if language == "zh":
+        return f"{hours}小时" + (f"{minutes}分钟" if minutes else "")
+    return f"{hours} hour{'s' * (hours > 1)}" + (f" and {minutes} minutes" if minutes else "")
+
+
+def _weekday(rng: random.Random, language: str, hard: bool) -> tuple:
+    """The day of the week some days from now or ago: whole weeks taken out, the rest counted."""
+    day, n, back = rng.randrange(7), rng.randint(30, 90) if hard else rng.randint(3, 30), rng.random() < 0.35
+    days = [name(key, language) for key in DAYS]
+    steps = [f"{n // 7}*7={n // 7 * 7}", f"{n}-{n // 7 * 7}={n % 7}"] if n > 6 else []
+    row = [days[(day + (-k if back else k)) % 7] for k in range(n % 7 + 1)]
+    steps += [" ".join(f"{k} {step}" for k, step in enumerate(row))]
+    return ask(f"calendar/{'back' if back else 'on'}", {"D": days[day], "n": n}, language, rng), steps, row[-1]
+
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+ORDINALS = {"en": ["first", "second", "third", "fourth", "fifth", "sixth"], "zh": ["一", "二", "三", "四", "五", "六"]}
+
+
+# ---- 9: reading ----------------------------------------------------------------------------------------------------
+
+def reading(rng: random.Random, language: str, split: str) -> tuple:
+    """9: a question on a passage of the world, answered from its record of events; the step quotes the sentence."""
+    while True:
+        told = _drawn_story(rng, language, split)
+        passage, events = _passage(told, language, LENGTHS[language][split == "harder"])
+        found = [(schema, event) for schema in schemas()["read/"] for event in events
+                 if _asks(schema, event, events, passage, language)]
+        if found:
+            break
+    schema, event = rng.choice(found)
+    roles = _event_roles(schema, event)
+    question = polished(pick(schema.asks, roles, language, rng), language)
+    final = answer_of(schema, roles, language, rng)
+    label = labelled(dict(zip(LANGUAGES, schema.needs[0].split("|")))[language], {}, language)
+    return ask("passage", {"p": passage, "q": question}, language, rng), [event.text, label + final], final
+
+
+LENGTHS = {"en": (420, 700), "zh": (150, 260)}                   # characters of a passage; longer in the harder split
+FIELDS = ("actor", "object", "recipient", "place", "count")
+
+
+@functools.lru_cache(maxsize=4096)
+def _story(index: int, split: str, language: str) -> world.Story:
+    return world.story(index, split=split, language=language)
+
+
+def _drawn_story(rng: random.Random, language: str, split: str) -> world.Story:
+    """A story of the world's train split for train, of its test split for all others; few of these, as most are redrawn."""
+    return _story(rng.randrange(4000), "train", language) if split == "train" else \
+        _story(rng.randrange(600), "test", language)
+
+
+def _passage(told: world.Story, language: str, longest: int) -> tuple[str, list[world.Event]]:
+    """The beginning of a story, whole sentences up to `longest` characters, and the events they tell."""
+    sentences = []
+    for sentence in told.sentences:
+        if sum(map(len, sentences)) + len(sentence) > longest:
+            break
+        sentences.append(sentence)
+    spoken = {sentence.strip() for sentence in sentences}
+    return world.join(sentences, language), [event for event in told.events if event.text in spoken]
+
+
+def _asks(schema: Schema, event: world.Event, events: list[world.Event], passage: str, language: str) -> bool:
+    """Whether the passage answers this question about `event` and about no other event."""
+    fields = dict(schema.roles)
+    wanted = fields.pop("answer")
+    if event.action not in fields.pop("action").split(",") or any(
+            getattr(event, field) is None for field in fields.values()):
+        return False
+    known = [field for role, field in fields.items() if role != wanted]
+    alike = [other for other in events if other.action == event.action
+             and all(getattr(other, field) == getattr(event, field) for field in known)]
+    mentioned = all(name(getattr(event, field), language) in passage for field in fields.values() if field != "count")
+    quoted = fields[wanted] in ("actor", "count") or name(getattr(event, fields[wanted]), language) in event.text
+    return len(alike) == 1 and mentioned and quoted
+
+
+def _event_roles(schema: Schema, event: world.Event) -> dict:
+    """The roles of a question from the fields of an event."""
+    values = {role: getattr(event, field) for role, field in schema.roles if field in FIELDS}
+    return {role: concepts()[value] if isinstance(value, str) else value for role, value in values.items()}
+
+
+FAMILIES: dict[str, Callable] = {"expression": expression, "column": column, "story": story, "chance": chance,
+                                 "rate": rate, "equation": equation, "order": order, "series": series,
+                                 "reading": reading}
+
+
+# ---- instructions without a rationale ------------------------------------------------------------------------------
+
+def facts(rng: random.Random, language: str, split: str) -> tuple:
+    """What the world holds true: facts, definitions, translations, all from the data file."""
+    return _answered(rng.choice(schemas()["know/"]), rng, language)
+
+
+def talk(rng: random.Random, language: str, split: str) -> tuple:
+    """Greetings, thanks, questions about the assistant."""
+    return _answered(rng.choice(schemas()["talk/"]), rng, language)
+
+
+def refuse(rng: random.Random, language: str, split: str) -> tuple:
+    """Requests that could hurt somebody are declined, with something better to do."""
+    return _answered(rng.choice(schemas()["refuse/"]), rng, language)
+
+
+def _answered(schema: Schema, rng: random.Random, language: str) -> tuple:
+    roles = draw(schema, rng)
+    return worded(schema, roles, rng, language), polished(answer_of(schema, roles, language, rng), language)
+
+
+def lists(rng: random.Random, language: str, split: str) -> tuple:
+    """Copy, reverse, sort and count short lists of words, numbers or letters."""
+    kind = rng.choice(("copy", "reverse", "sort", "count", "first", "last", "longest"))
+    words = [word(concept, "", language, None) for concept in
+             rng.sample(choices(rng.choice(("fruit", "toy", "stationery", "animal", "vegetable"))), rng.randint(3, 5))]
+    numbers = kind != "longest" and (kind == "sort" or rng.random() < 0.4)
+    items = list(map(str, rng.sample(range(1, 100), rng.randint(3, 6)))) if numbers else words
+    if kind == "longest" and len({len(item) for item in items}) < len(items):
+        kind = "copy"
+    comma = {"en": ", ", "zh": "，"}[language]
+    answer = {"copy": comma.join(items), "reverse": comma.join(reversed(items)), "count": str(len(items)),
+              "sort": comma.join(sorted(items, key=int)) if numbers else "", "first": items[0], "last": items[-1],
+              "longest": max(items, key=len)}[kind]
+    return ask(f"list/{kind}", {"e": comma.join(items)}, language, rng), answer
+
+
+def tale(rng: random.Random, language: str, split: str) -> tuple:
+    """A short story of the world about the people and things that are asked for."""
+    limit = {"en": 480, "zh": 170}[language]
+    while True:
+        told = _drawn_story(rng, language, split)
+        things = [event.object for event in told.events if event.object and name(event.object, language) in told.text]
+        if len(told.text) <= limit and told.events[0].actor and things:
+            roles = {"A": concepts()[told.events[0].actor], "X": concepts()[things[0]]}
+            return ask("tale", roles, language, rng), told.text
+
+
+INSTRUCTIONS: dict[str, tuple[Callable, int]] = {
+    "facts": (facts, 45), "lists": (lists, 20), "tale": (tale, 15), "talk": (talk, 8), "refuse": (refuse, 12)}
+
+
+# ---- one problem, one instruction, as a pure function of its arguments ---------------------------------------------
+
+def normalise(question: str) -> str:
+    """What makes a question the question it is: not case, width, spaces or punctuation.
+
+    Where all numbers stand in one expression or equation, only that counts: `12+3=?` and "What is 12 + 3" are one.
+    """
+    text = unicodedata.normalize("NFKC", question).lower().replace("×", "*").replace("÷", "/")
+    text = re.sub(r"\s+", "", text)
+    sums = re.findall(r"[-(]*\d[-+*/()=\da-z]*[-+*/]\(*\d[-+*/()=\d]*", text)
+    if len(sums) == 1 and not re.search(r"\d", text.replace(sums[0], "")):
+        return sums[0]
+    return re.sub(r"[^\w*/+=<>-]", "", text)
+
+
+def split_of(question: str) -> str:
+    """The split that owns a question: a hash of its normal form."""
+    bucket = zlib.crc32(normalise(question).encode()) % 10
+    return next((split for split, number in SPLITS.items() if number == bucket), "train")
+
+
+def problem(index: int, seed: int = 0, split: str = "train", family: str | None = None,
+            language: str | None = None) -> Problem:
+    """Problem `index` of `split`: the families take turns, even rounds are English; drawn until `split` owns it."""
+    if split not in ("train", *SPLITS):
+        raise ValueError(f"split must be train, {', '.join(SPLITS)}, not {split!r}")
+    family = family or list(FAMILIES)[index % len(FAMILIES)]
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
+    language = language or LANGUAGES[index // len(FAMILIES) % 2]
+    for attempt in itertools.count():
+        rng = random.Random(f"{family} {language} {seed} {split} {index} {attempt}")
+        question, steps, final = FAMILIES[family](rng, language, split)
+        if split_of(question) == split:
+            return Problem(rng.choice(SYSTEMS[language]), question, "\n".join(steps), final, family, language)
+
+
+def instruction(index: int, seed: int = 0, split: str = "train", language: str | None = None) -> dict:
+    """Row `index` of the plain instructions: {"system", "user", "assistant", "family", "language"}."""
+    language = language or LANGUAGES[index % 2]
+    for attempt in itertools.count():
+        rng = random.Random(f"instruction {language} {seed} {split} {index} {attempt}")
+        kind = rng.choices(list(INSTRUCTIONS), [weight for _, weight in INSTRUCTIONS.values()])[0]
+        question, answer = INSTRUCTIONS[kind][0](rng, language, split)
+        if split_of(question) == split:
+            return {"system": "", "user": question, "assistant": answer, "family": kind, "language": language}
+
+
+# ---- files and command ---------------------------------------------------------------------------------------------
+
+@dataclass
+class ProblemsConfig(Settings):
+    """Write questions with answers: cot_*.jsonl with steps, sft_*.jsonl without, each as train, val and test.
+
+    cot_harder.jsonl has longer expressions, more steps and larger numbers. No question stands in two of the files of
+    a kind: a hash of the question decides where it belongs. Without --out a few problems are printed to read.
+        python -m tinyllm.problems --out data --cot 40000 --sft 20000
+    """
+    out: str = opt("", "folder for the files; empty prints one problem of each family")
+    cot: int = opt(40000, "training problems with steps", low=0)
+    sft: int = opt(20000, "training instructions without steps", low=0)
+    val: int = opt(1000, "rows of each validation file", low=0)
+    test: int = opt(1000, "rows of each test file", low=0)
+    harder: int = opt(1000, "rows of cot_harder.jsonl", low=0)
+    seed: int = opt(0, "another seed gives other problems")
+    language: str = opt("both", "keep to one language", choices=(*LANGUAGES, "both"))
+    families: str = opt("", "numbers of the families wanted, such as 1,3 (default: all)")
+    json: bool = opt(False, "print the report as JSON")
+
+
+def cot_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
+    """`n` problems as rows; outside train none twice."""
+    numbers = [int(number) for number in re.findall(r"\d+", config.families)] or range(1, len(FAMILIES) + 1)
+    if not set(numbers) <= set(range(1, len(FAMILIES) + 1)):
+        raise ValueError(f"--families takes numbers from 1 to {len(FAMILIES)}, not {config.families!r}")
+    wanted = [list(FAMILIES)[number - 1] for number in numbers]
+    languages = LANGUAGES if config.language == "both" else (config.language,)
+    made = (problem(index, config.seed, split, wanted[index % len(wanted)],
+                    languages[index // len(wanted) % len(languages)]) for index in itertools.count())
+    yield from itertools.islice(_distinct((_row(one) for one in made), split), n)
+
+
+def _row(one: Problem) -> dict:
+    return {"system": one.system, "user": one.user, "cot": one.cot, "final": one.final, "family": one.family,
+            "language": one.language}
+
+
+def sft_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
+    """`n` instructions as rows; outside train none twice."""
+    made = (instruction(index, config.seed, split, None if config.language == "both" else config.language)
+            for index in itertools.count())
+    yield from itertools.islice(_distinct(made, split), n)
+
+
+def _distinct(rows: Iterable[dict], split: str) -> Iterator[dict]:
+    """Outside train, rows whose question has not come before; stops when 200 in a row have."""
+    seen, stale = set(), 0
+    for row in rows:
+        key = normalise(row["user"])
+        stale = stale + 1 if key in seen else 0
+        if split == "train" or key not in seen:
+            yield row
+        elif stale > 200:
+            return
+        seen.add(key)
+
+
+def overlap(train: Iterable[str], test: list[str], n: int = 13) -> list[bool]:
+    """For each test question, whether some run of `n` words, Chinese characters or digits also stands in train."""
+    grams = [set(zip(*(tokens[k:] for k in range(n)))) for tokens in map(_tokens, test)]
+    wanted, found = set().union(*grams), set()
+    for text in train:
+        tokens = _tokens(text)
+        found.update(gram for gram in zip(*(tokens[k:] for k in range(n))) if gram in wanted)
+    return [bool(gram & found) for gram in grams]
+
+
+def _tokens(text: str) -> list[str]:
+    return re.findall(r"[a-z]+|\d|[\u3400-\u9fff]|[-+*/=()]", text.lower())
+
+
+def shape(question: str) -> str:
+    """The wording of a question with numbers, expressions and capitalised words masked."""
+    text = re.sub(r"[-+*/=×÷() ]*[\dx][-+*/=×÷().:\d ]*", "#", question)
+    return re.sub(r"\b[A-Z]\w+", "@", text)
+
+
+def report(files: dict[str, list[dict]]) -> dict:
+    """Rows, lengths and distinct wordings of each file, and how much of a test file is known from train."""
+    facts = {}
+    for file, rows in files.items():
+        sizes = [sum(len(row.get(key, "")) for key in ("user", "cot", "final", "assistant")) for row in rows]
+        kinds = sorted({(row["family"], row["language"]) for row in rows})
+        facts[file] = {"rows": len(rows), "mean_characters": round(sum(sizes) / max(1, len(sizes))),
+                       "max_characters": max(sizes, default=0),
+                       "by_family": {f"{family} {language}": {
+                           "rows": len(chosen := [row["user"] for row in rows
+                                                  if (row["family"], row["language"]) == (family, language)]),
+                           "wordings": len(set(map(shape, chosen)))} for family, language in kinds}}
+        kind, _, split = file.partition("_")
+        if split != "train" and f"{kind}_train" in files and rows:
+            known = overlap((row["user"] for row in files[f"{kind}_train"]), [row["user"] for row in rows])
+            facts[file]["share_with_13_gram_in_train"] = round(sum(known) / len(known), 4)
+            for family, language in kinds:
+                hits = [hit for hit, row in zip(known, rows) if (row["family"], row["language"]) == (family, language)]
+                facts[file]["by_family"][f"{family} {language}"]["overlap"] = round(sum(hits) / len(hits), 3)
+    return facts
+
+
+def write(config: ProblemsConfig) -> dict:
+    """Write all files of `config`; return their report."""
+    plan = [(f"cot_{split}", cot_rows, n, split) for split, n in
+            (("train", config.cot), ("val", config.val), ("test", config.test), ("harder", config.harder))]
+    plan += [(f"sft_{split}", sft_rows, n, split) for split, n in
+             (("train", config.sft), ("val", config.val), ("test", config.test))]
+    files = {}
+    for file, rows_of, n, split in plan:
+        files[file] = rows = []
+        for row in rows_of(n, config, split):
+            rows.append(row)
+            if len(rows) % 10000 == 0:
+                print(f"{file}: {len(rows)} of {n} rows", file=sys.stderr)
+        _save(Path(config.out) / f"{file}.jsonl", rows)
+    return report(files)
+
+
+def _save(path: Path, rows: list[dict]) -> None:
+    """Atomically: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _table(facts: dict) -> str:
+    lines = []
+    for file, values in facts.items():
+        known = values.get("share_with_13_gram_in_train")
+        lines.append(f"{file}: {values['rows']} rows, {values['mean_characters']} characters on average, "
+                     f"{values['max_characters']} at most" +
+                     (f"; {known:.1%} of questions share 13 tokens in a row with train" if known is not None else ""))
+        lines += [f"  {kind:16}{counts['rows']:>7} rows {counts['wordings']:>6} wordings" +
+                  (f"  overlap {counts['overlap']:.1%}" if "overlap" in counts else "")
+                  for kind, counts in values["by_family"].items()]
+    return "\n".join(lines)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    config = read_settings(ProblemsConfig, "python -m tinyllm.problems", argv)
+    if config.out:
+        facts = write(config)
+        print(json.dumps(facts, ensure_ascii=False) if config.json else _table(facts))
+        return
+    for row in cot_rows(len(FAMILIES), config, "train"):
+        print(json.dumps(row, ensure_ascii=False) if config.json else
+              f"[{row['family']}] {row['user']}\n{row['cot']}\n= {row['final']}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
