@@ -316,7 +316,7 @@ def _story(index: int, split: str, language: str) -> world.Story:
 
 
 def _drawn_story(rng: random.Random, language: str, split: str) -> world.Story:
-    """A story of the world's train split for train, of its test split for all others; few of these, as most are redrawn."""
+    """A story of the world's train split for train; for the others a few of its test split."""
     return _story(rng.randrange(4000), "train", language) if split == "train" else \
         _story(rng.randrange(600), "test", language)
 

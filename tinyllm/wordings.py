@@ -5,6 +5,7 @@ question, the lines that work it out, and the answer. Explained by tests/test_pr
 """
 
 import ast
+import contextlib
 import functools
 import math
 import operator
@@ -146,14 +147,27 @@ def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[
 # ---- drawing -------------------------------------------------------------------------------------------------------
 
 def draw(schema: Schema, rng: random.Random, hard: bool = False, given: dict | None = None) -> dict:
-    """Roles for `schema` that meet its conditions, with the results of its steps; `given` roles stay."""
+    """Roles for `schema` that meet its conditions, with the results of its steps; `given` roles stay.
+
+    ValueError when 300 draws met no condition (an odd number cannot be halved).
+    """
     for _ in range(300):
         roles = dict(given or {})
         roles.setdefault("$", rng.choice(list(MONEY)))
         if all(_draw_role(name, spec, roles, rng, hard) for name, spec in schema.roles if name not in roles) \
                 and all(_holds(need, roles) for need in schema.needs) and _solve(schema, roles):
             return roles
-    raise AssertionError(f"{schema.name}: 300 draws met no condition")
+    raise ValueError(f"{schema.name}: 300 draws met no condition")
+
+
+def draw_next(name: str, rng: random.Random, hard: bool, given: dict) -> tuple[Schema, dict]:
+    """A section of the kind `name` whose conditions can be met with the roles `given`, and its roles."""
+    options = list(schemas()[name])
+    rng.shuffle(options)
+    for schema in options:
+        with contextlib.suppress(ValueError):
+            return schema, draw(schema, rng, hard, given)
+    raise AssertionError(f"no {name} for {given}")
 
 
 def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool) -> bool:
@@ -320,8 +334,8 @@ def tell_chain(rng: random.Random, language: str, hard: bool) -> tuple[str, list
     roles = draw(frame, rng, hard)
     start = roles["n"]
     sentences, steps = [pick(hidden if back else told, roles, language, rng)], [f"{START[language]}{start}"]
-    for schema in rng.sample(schemas()["change/"], rng.randint(4, 5) if hard else rng.randint(2, 3)):
-        roles = draw(schema, rng, hard, given=roles)
+    for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
+        schema, roles = draw_next("change/", rng, hard, roles)
         sentences.append(pick(schema.facts[0], roles, language, rng))
         steps += steps_of(schema.steps[:1], roles, language)
         undo = steps_of(schema.steps[1:], roles, language) + undo
@@ -342,10 +356,9 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> tuple[str, 
     sentences = [pick(told, roles, language, rng)]
     steps = steps_of([("", "n", {"en": "{A}", "zh": "{A}"})], roles, language)
     for _ in range(rng.randint(3, 4) if hard else rng.randint(1, 2)):
-        schema = rng.choice(schemas()["relation/"])
         given = {"A": people[-1], "X": roles["X"], "n": totals[-1]}
         given["B"] = rng.choice([person for person in choices("person") if person not in people])
-        drawn = draw(schema, rng, hard, given=given)
+        schema, drawn = draw_next("relation/", rng, hard, given)
         sentences.append(pick(schema.facts[0], drawn, language, rng))
         steps += steps_of(schema.steps, drawn, language)
         people.append(drawn["B"])
