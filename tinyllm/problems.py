@@ -31,6 +31,7 @@ from tinyllm.wordings import (
     listed,
     pick,
     schemas,
+    steps_of,
     tell,
     tell_chain,
     tell_relations,
@@ -107,11 +108,11 @@ def column(rng: random.Random, language: str, split: str) -> tuple:
         a, b = b, a
     steps = {"+": _add_columns, "-": _subtract_columns, "*": _multiply_columns}[sign](a, b)
     result = value_of(f"{a}{sign}{b}")
+    shown = sign.replace("*", rng.choice("*×"))
     if rng.random() < 0.15:
-        shown = f"\n  {a:>6}\n{'×' if sign == '*' else sign} {b:>6}"
-    else:
-        shown = f"{a}{rng.choice(['', ' '])}{sign}{b}" if rng.random() < 0.8 else f"{a} {sign} {b}"
-    return ask("column/ask", {"e": shown.replace("*", rng.choice("*×"))}, language, rng), steps, str(result)
+        return ask("column/stacked", {"e": f"  {a:>6}\n{shown} {b:>6}"}, language, rng), steps, str(result)
+    space = rng.choice(["", "", " "])
+    return ask("column/ask", {"e": f"{a}{space}{shown}{space}{b}"}, language, rng), steps, str(result)
 
 
 def _digits(n: int) -> list[int]:
@@ -202,7 +203,8 @@ def order(rng: random.Random, language: str, split: str) -> tuple:
         roles, final = {"A": people[i], "B": people[j]}, {"en": ("no", "yes"), "zh": ("不是", "是")}[language][i < j]
     else:
         roles = {"k": ORDINALS[language][k - 1]}
-        final = called(people[{"most": 0, "least": -1, "place": k - 1}.get(kind, 0)]) if kind != "whole" else chain
+        final = called(people[{"most": 0, "least": -1, "place": k - 1}.get(kind, 0)]) if kind != "whole" else \
+            ", ".join(map(called, people))
     question = {"most": most, "least": least, "place": place, "whole": whole, "compare": compare}[kind]
     question = pick(question, roles, language, rng)
     sentences = [question, *sentences] if rng.random() < 0.15 else [*sentences, question]
@@ -247,18 +249,18 @@ def _clock(rng: random.Random, language: str, hard: bool) -> tuple:
     time = lambda hour, minute: f"{hour}:{minute:02}"
     kind, steps = rng.choice(("end", "start", "long")), []
     if kind == "end":
-        steps.append(f"{m}+{minutes}={m + minutes}")
-        steps += [f"{m + minutes}-60={n}"] if m + minutes > 59 else []
-        steps.append(f"{h}+{hours}{'+1' if m + minutes > 59 else ''}={i}")
-    elif kind == "start":
-        steps += [f"{n}+60={n + 60}"] if n < minutes else []
-        steps.append(f"{n + 60 if n < minutes else n}-{minutes}={m}")
-        steps.append(f"{i}{'-1' if n < minutes else ''}-{hours}={h}")
-    else:
-        steps += [f"{n}+60={n + 60}"] if n < m else []
-        steps.append(f"{n + 60 if n < m else n}-{m}={minutes}")
-        steps.append(f"{i}{'-1' if n < m else ''}-{h}={hours}")
-        steps += [f"{hours}*60={hours * 60}", f"{hours * 60}+{minutes}={long}"]
+        steps = [f"{m}+{minutes}={m + minutes}"]
+        if m + minutes > 59:
+            steps += [f"{m + minutes}-60={n}", f"{h}+1={h + 1}"]
+        steps += [f"{i - hours}+{hours}={i}"] if hours else []
+    else:                                                        # minutes first; short of minutes, borrow an hour
+        take, fewer, gone = (minutes, hours, m) if kind == "start" else (m, h, minutes)
+        borrow = n < take
+        steps = [f"{n}+60={n + 60}", f"{i}-1={i - 1}"] if borrow else []
+        steps += [f"{n + 60 * borrow}-{take}={gone}"]
+        steps += [f"{i - borrow}-{fewer}={i - borrow - fewer}"] if fewer else []
+        if kind == "long" and hours:
+            steps += [f"{hours}*60={hours * 60}", f"{hours * 60}+{minutes}={long}"]
     roles = {"s": time(h, m), "e": time(i, n), "A": rng.choice(choices("person")), "n": long,
              "d": _duration(hours, minutes, language, rng)}
     final = {"end": time(i, n), "start": time(h, m), "long": str(long)}[kind]
@@ -280,7 +282,8 @@ def _weekday(rng: random.Random, language: str, hard: bool) -> tuple:
     steps = [f"{n // 7}*7={n // 7 * 7}", f"{n}-{n // 7 * 7}={n % 7}"] if n > 6 else []
     row = [days[(day + (-k if back else k)) % 7] for k in range(n % 7 + 1)]
     steps += [" ".join(f"{k} {step}" for k, step in enumerate(row))]
-    return ask(f"calendar/{'back' if back else 'on'}", {"D": days[day], "n": n}, language, rng), steps, row[-1]
+    roles = {"D": days[day], "n": n, "A": rng.choice(choices("person"))}
+    return ask(f"calendar/{'back' if back else 'on'}", roles, language, rng), steps, row[-1]
 
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -290,20 +293,54 @@ ORDINALS = {"en": ["first", "second", "third", "fourth", "fifth", "sixth"], "zh"
 # ---- 9: reading ----------------------------------------------------------------------------------------------------
 
 def reading(rng: random.Random, language: str, split: str) -> tuple:
-    """9: a question on a passage of the world, answered from its record of events; the step quotes the sentence."""
+    """9: a question on a passage of the world, answered from its record of events."""
     while True:
         told = _drawn_story(rng, language, split)
         passage, events = _passage(told, language, LENGTHS[language][split == "harder"])
-        found = [(schema, event) for schema in schemas()["read/"] for event in events
-                 if _asks(schema, event, events, passage, language)]
-        if found:
-            break
+        for kind in rng.sample((_about_one, _about_one, _about_two, _about_rest), 4):
+            if answered := kind(rng, language, passage, events):
+                question, steps, final = answered
+                return ask("passage", {"p": passage, "q": polished(question, language)}, language, rng), steps, final
+
+
+def _about_one(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> tuple | None:
+    """Who, where, what, how many: the sentence that tells it is quoted, then its answer taken."""
+    found = [(schema, event) for schema in schemas()["read/"] for event in events
+             if _tells(schema, event, events, passage, language)]
+    if not found:
+        return None
     schema, event = rng.choice(found)
     roles = _event_roles(schema, event)
-    question = polished(pick(schema.asks, roles, language, rng), language)
     final = answer_of(schema, roles, language, rng)
-    label = labelled(dict(zip(LANGUAGES, schema.needs[0].split("|")))[language], {}, language)
-    return ask("passage", {"p": passage, "q": question}, language, rng), [event.text, label + final], final
+    label = schema.needs[0].split("|")[LANGUAGES.index(language)]
+    return pick(schema.asks, roles, language, rng), [event.text, labelled(label, {}, language) + final], final
+
+
+def _about_two(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> tuple | None:
+    """Which of two things happened first."""
+    found = [(schema, event) for event in events for schema in schemas()["deed/"]
+             if _tells(schema, event, events, passage, language)]
+    if len({event.order for _, event in found}) < 2:
+        return None
+    two = sorted(rng.sample(found, 2), key=lambda item: item[1].order)
+    deeds = [pick(schema.asks, _event_roles(schema, event), language, rng) for schema, event in two]
+    if two[0][1].order == two[1][1].order or deeds[0] == deeds[1]:
+        return None
+    x, y = rng.sample(deeds, 2)
+    return ask("first", {"x": x, "y": y}, language, rng), [f"1: {deeds[0]}", f"2: {deeds[1]}"], deeds[0]
+
+
+def _about_rest(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> tuple | None:
+    """How many are left of what somebody had, after giving some away."""
+    for had in events:
+        after = [event for event in events if event.order > had.order and event.object == had.object]
+        if had.action == "have" and had.count and len(after) == 1 and after[0].action == "give" \
+                and after[0].actor == had.actor and (after[0].count or 0) in range(1, had.count):
+            roles = {"A": concepts()[had.actor], "X": concepts()[had.object], "a": had.count, "b": after[0].count}
+            schema, = schemas()["left"]
+            roles["r"] = roles["a"] - roles["b"]
+            return pick(schema.asks, roles, language, rng), steps_of(schema.steps, roles, language), str(roles["r"])
+    return None
 
 
 LENGTHS = {"en": (420, 700), "zh": (150, 260)}                   # characters of a passage; longer in the harder split
@@ -332,19 +369,20 @@ def _passage(told: world.Story, language: str, longest: int) -> tuple[str, list[
     return world.join(sentences, language), [event for event in told.events if event.text in spoken]
 
 
-def _asks(schema: Schema, event: world.Event, events: list[world.Event], passage: str, language: str) -> bool:
-    """Whether the passage answers this question about `event` and about no other event."""
+def _tells(schema: Schema, event: world.Event, events: list[world.Event], passage: str, language: str) -> bool:
+    """Whether `event`, and no other one, answers the question of `schema`, and the passage names all it takes."""
     fields = dict(schema.roles)
-    wanted = fields.pop("answer")
-    if event.action not in fields.pop("action").split(",") or any(
-            getattr(event, field) is None for field in fields.values()):
+    wanted, actions = fields.pop("answer", None), fields.pop("action").split(",")
+    if event.action not in actions or any(getattr(event, field) is None for field in fields.values()):
         return False
     known = [field for role, field in fields.items() if role != wanted]
-    alike = [other for other in events if other.action == event.action
+    alike = [other for other in events if other.action in actions
              and all(getattr(other, field) == getattr(event, field) for field in known)]
-    mentioned = all(name(getattr(event, field), language) in passage for field in fields.values() if field != "count")
-    quoted = fields[wanted] in ("actor", "count") or name(getattr(event, fields[wanted]), language) in event.text
-    return len(alike) == 1 and mentioned and quoted
+    counts = {other.count for other in events if other.object == event.object and other.count is not None}
+    named = all(name(getattr(event, field), language) in passage for field in fields.values() if field != "count")
+    source = fields.get(wanted)
+    quoted = source in (None, "actor", "count") or name(getattr(event, source), language) in event.text
+    return len(alike) == 1 and named and quoted and (wanted != "n" or len(counts) == 1)
 
 
 def _event_roles(schema: Schema, event: world.Event) -> dict:
@@ -360,24 +398,15 @@ FAMILIES: dict[str, Callable] = {"expression": expression, "column": column, "st
 
 # ---- instructions without a rationale ------------------------------------------------------------------------------
 
-def facts(rng: random.Random, language: str, split: str) -> tuple:
-    """What the world holds true: facts, definitions, translations, all from the data file."""
-    return _answered(rng.choice(schemas()["know/"]), rng, language)
-
-
-def talk(rng: random.Random, language: str, split: str) -> tuple:
-    """Greetings, thanks, questions about the assistant."""
-    return _answered(rng.choice(schemas()["talk/"]), rng, language)
-
-
-def refuse(rng: random.Random, language: str, split: str) -> tuple:
-    """Requests that could hurt somebody are declined, with something better to do."""
-    return _answered(rng.choice(schemas()["refuse/"]), rng, language)
+def told(kind: str) -> Callable:
+    """An instruction that is all data: what the world holds true, words to translate, talk, requests to decline."""
+    return lambda rng, language, split: _answered(rng.choice(schemas()[kind]), rng, language)
 
 
 def _answered(schema: Schema, rng: random.Random, language: str) -> tuple:
     roles = draw(schema, rng)
-    return worded(schema, roles, rng, language), polished(answer_of(schema, roles, language, rng), language)
+    answer = answer_of(schema, roles, language, rng)
+    return worded(schema, roles, rng, language), polished(answer, language) if answer[-1] in ".!?。！？" else answer
 
 
 def lists(rng: random.Random, language: str, split: str) -> tuple:
@@ -408,7 +437,8 @@ def tale(rng: random.Random, language: str, split: str) -> tuple:
 
 
 INSTRUCTIONS: dict[str, tuple[Callable, int]] = {
-    "facts": (facts, 45), "lists": (lists, 20), "tale": (tale, 15), "talk": (talk, 8), "refuse": (refuse, 12)}
+    "facts": (told("know/"), 35), "translate": (told("translate/"), 12), "lists": (lists, 18), "tale": (tale, 15),
+    "talk": (told("talk/"), 8), "refuse": (told("refuse/"), 12)}
 
 
 # ---- one problem, one instruction, as a pure function of its arguments ---------------------------------------------

@@ -21,6 +21,7 @@ FILES = ("problems_stories.txt", "problems_chances.txt", "problems_asks.txt", "p
 OPERATORS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
              ast.Div: ("/", lambda a, b: Fraction(a) / b)}
 MONEY = {"$": "dollar", "£": "pound", "dollar": "dollar", "yuan": "yuan", "euro": "euro", "coin": "coin"}
+FRACTIONS = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth"}
 START, END = {"en": "start: ", "zh": "开始："}, {"en": "end: ", "zh": "最后："}
 NO_CHOICE = random.Random(0)                                     # for templates without choices
 
@@ -178,7 +179,7 @@ def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool
     elif spec[0] == "'":
         roles[name] = say(_template(spec[1:].replace("_", " "), "en", {}), roles, "en", NO_CHOICE, words=0)
     elif spec == "letter":
-        roles[name] = rng.choice("xxxxxnamky")
+        roles[name] = rng.choice("xxxxxxynabmk")
     elif ".." in spec:
         low, high = (value_of(side, roles) for side in spec.rstrip("^").split(".."))
         if spec[-1] == "^" and hard:
@@ -224,6 +225,8 @@ def say(template: list, roles: dict, language: str, rng: random.Random, words: f
             value = roles[role]
             if plain is None:
                 parts.append(quantity(value, roles[path], language, rng, words))
+            elif path == "th.":
+                parts.append(FRACTIONS[value])
             elif isinstance(value, (int, Fraction)):
                 parts.append(str(value) if path or not _spelled(value, rng, words) else number(value, language))
             elif isinstance(value, Concept):
