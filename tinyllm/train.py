@@ -31,7 +31,7 @@ class TrainConfig(Settings):
     max_minutes: float = opt(0.0, "stop after this many minutes (0: no limit); the clock then drives the schedule, "
                                   "so only runs limited by steps or tokens repeat bit for bit", low=0)
     batch_size: int = opt(4, "rows of the full context in one forward pass (micro-batch)", low=1)
-    effective_batch_size: int = opt(8, "rows per optimizer step; the gradients of its micro-batches add up", low=1)
+    effective_batch_size: int = opt(4, "rows per optimizer step; the gradients of its micro-batches add up", low=1)
     start_context: int = opt(0, "cut rows to this length in the first half of the run (0: never); a step keeps its "
                                 "number of tokens", low=0)
     optimizer: str = opt("muon", "of the hidden matrices; everything else uses AdamW", choices=("muon", "adamw"))
