@@ -98,9 +98,8 @@ def expression(rng: random.Random, language: str, split: str) -> tuple:
 def column(rng: random.Random, language: str, split: str) -> tuple:
     """2: one operation on longer numbers, lowest digit first with carries."""
     hard = split == "harder"
-    sign, low, high = rng.choice("+-*"), *((1000, 99999) if hard else (11, 9999))
-    top = 10 ** rng.randint(2, len(str(high)))
-    a, b = (rng.randint(low, max(low + 1, min(top, high) - 1)) for _ in range(2))
+    sign, low, digits = rng.choice("+-*"), 1000 if hard else 11, rng.randint(4, 5) if hard else rng.randint(2, 4)
+    a, b = (rng.randint(low, 10 ** digits - 1) for _ in range(2))
     if sign == "*":
         a = rng.randint(*((100, 999) if hard else rng.choice([(11, 99), (100, 999)])))
         b = rng.randint(11, 999 if hard else 99) if a < 100 or hard else rng.randint(2, 9)
@@ -153,21 +152,22 @@ def _multiply_columns(a: int, b: int) -> list[str]:
 def story(rng: random.Random, language: str, split: str) -> tuple:
     """3: word problems: a scene from the data file, a chain of changes, or people compared in a row."""
     kind, hard = rng.random(), split == "harder"
-    if kind < 0.15:
+    if kind < (0.35 if hard else 0.15):
         return tell_chain(rng, language, hard)
-    if kind < 0.3:
+    if kind < (0.7 if hard else 0.3):
         return tell_relations(rng, language, hard)
     return tell(rng.choice(_longer(schemas()["story/"], hard)), rng, language, hard)
 
 
 def _longer(options: list[Schema], hard: bool) -> list[Schema]:
-    """For the harder split: only schemas with at least two computed steps."""
-    return [schema for schema in options if sum(bool(result) for result, _, _ in schema.steps) > 1] if hard else options
+    """For the harder split: only schemas with larger numbers and at least two computed steps."""
+    return [schema for schema in options if any(spec[-1] == "^" for _, spec in schema.roles)
+            and sum(bool(result) for result, _, _ in schema.steps) > 1] if hard else options
 
 
 def chance(rng: random.Random, language: str, split: str) -> tuple:
     """4: the probability of a draw as a reduced fraction."""
-    return tell(rng.choice(schemas()["chance/"]), rng, language, split == "harder")
+    return tell(rng.choice(_longer(schemas()["chance/"], split == "harder")), rng, language, split == "harder")
 
 
 def rate(rng: random.Random, language: str, split: str) -> tuple:
@@ -446,14 +446,15 @@ INSTRUCTIONS: dict[str, tuple[Callable, int]] = {
 def normalise(question: str) -> str:
     """What makes a question the question it is: not case, width, spaces or punctuation.
 
-    Where all numbers stand in one expression or equation, only that counts: `12+3=?` and "What is 12 + 3" are one.
+    Where all numbers stand in one expression or equation, only that counts, whatever its letter: `2*13+3=?` and
+    "What is 2 × 13 + 3" are one, `3n+5=20` and `3x+5=20` too.
     """
     text = unicodedata.normalize("NFKC", question).lower().replace("×", "*").replace("÷", "/")
-    text = re.sub(r"\s+", "", text)
-    sums = re.findall(r"[-(]*\d[-+*/()=\da-z]*[-+*/]\(*\d[-+*/()=\d]*", text)
-    if len(sums) == 1 and not re.search(r"\d", text.replace(sums[0], "")):
-        return sums[0]
-    return re.sub(r"[^\w*/+=<>-]", "", text)
+    tight = re.sub(r"\s", "", text)
+    sums = re.findall(r"(?:[a-z](?=[-+*/])|[-(]*\d)[-+*/()=\da-z]*[-+*/(=]\(*\d[-+*/()=\d]*", tight)
+    if len(sums) == 1 and not re.search(r"\d", tight.replace(sums[0], "")):
+        return re.sub(r"[a-z]", "x", sums[0]).rstrip("=")
+    return " ".join(re.findall(r"[a-z]+|\d+|[\u3400-\u9fff]|[-+*/=<>]", text))
 
 
 def split_of(question: str) -> str:

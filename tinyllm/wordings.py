@@ -150,20 +150,20 @@ def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[
 def draw(schema: Schema, rng: random.Random, hard: bool = False, given: dict | None = None) -> dict:
     """Roles for `schema` that meet its conditions, with the results of its steps; `given` roles stay.
 
-    ValueError when 300 draws met no condition (an odd number cannot be halved).
+    ValueError when 300 draws (30 with `given`) meets the conditions (an odd number cannot be halved).
     """
-    for _ in range(300):
+    for _ in range(300 if given is None else 30):
         roles = dict(given or {})
         roles.setdefault("$", rng.choice(list(MONEY)))
         if all(_draw_role(name, spec, roles, rng, hard) for name, spec in schema.roles if name not in roles) \
                 and all(_holds(need, roles) for need in schema.needs) and _solve(schema, roles):
             return roles
-    raise ValueError(f"{schema.name}: 300 draws met no condition")
+    raise ValueError(f"{schema.name}: no draw met its conditions")
 
 
-def draw_next(name: str, rng: random.Random, hard: bool, given: dict) -> tuple[Schema, dict]:
-    """A section of the kind `name` whose conditions can be met with the roles `given`, and its roles."""
-    options = list(schemas()[name])
+def draw_next(name: str, rng: random.Random, hard: bool, given: dict, used: set) -> tuple[Schema, dict]:
+    """A section of the kind `name`, not `used`, whose conditions can be met with the roles `given`, and its roles."""
+    options = [schema for schema in schemas()[name] if schema not in used]
     rng.shuffle(options)
     for schema in options:
         with contextlib.suppress(ValueError):
@@ -225,10 +225,11 @@ def say(template: list, roles: dict, language: str, rng: random.Random, words: f
             value = roles[role]
             if plain is None:
                 parts.append(quantity(value, roles[path], language, rng, words))
-            elif path == "th.":
-                parts.append(FRACTIONS[value])
+            elif path in ("th.", "w."):                          # one third, 三分之一
+                parts.append(FRACTIONS[value] if path == "th." else number(value, language))
             elif isinstance(value, (int, Fraction)):
-                parts.append(str(value) if path or not _spelled(value, rng, words) else number(value, language))
+                parts.append(str(value) if path or not _spelled(value, rng, words) else
+                             "两" if value == 2 and language == "zh" else number(value, language))
             elif isinstance(value, Concept):
                 parts.append(_form(value, path.rstrip("."), language))
             elif role == "$":
@@ -297,7 +298,7 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
     sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
     question = pick(schema.asks, roles, language, rng)
     if "A" in roles and schema.name.startswith("story") and rng.random() < 0.2:
-        extra = rng.choice(schemas()["extra"])
+        extra = rng.choice([extra for extra in schemas()["extra/"] if extra.name.split("/")[1] not in schema.name])
         place = rng.choice([0, len(sentences)])                  # never between a noun and its pronoun
         sentences.insert(place, pick(extra.facts[0], draw(extra, rng, given={"A": roles["A"]}), language, rng))
     if sentences and rng.random() < 0.1:
@@ -337,11 +338,14 @@ def tell_chain(rng: random.Random, language: str, hard: bool) -> tuple[str, list
     roles = draw(frame, rng, hard)
     start = roles["n"]
     sentences, steps = [pick(hidden if back else told, roles, language, rng)], [f"{START[language]}{start}"]
+    told_before: set[Schema] = set()
     for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
-        schema, roles = draw_next("change/", rng, hard, roles)
+        schema, roles = draw_next("change/", rng, hard, roles, told_before)
+        told_before.add(schema)
         sentences.append(pick(schema.facts[0], roles, language, rng))
-        steps += steps_of(schema.steps[:1], roles, language)
-        undo = steps_of(schema.steps[1:], roles, language) + undo
+        last = [result for result, _, _ in schema.steps].index("r") + 1
+        steps += steps_of(schema.steps[:last], roles, language)
+        undo = steps_of(schema.steps[last:], roles, language) + undo
         roles = {"A": roles["A"], "X": roles["X"], "n": roles["r"]}
     if back:
         sentences.append(pick(end, roles, language, rng))
@@ -361,7 +365,7 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> tuple[str, 
     for _ in range(rng.randint(3, 4) if hard else rng.randint(1, 2)):
         given = {"A": people[-1], "X": roles["X"], "n": totals[-1]}
         given["B"] = rng.choice([person for person in choices("person") if person not in people])
-        schema, drawn = draw_next("relation/", rng, hard, given)
+        schema, drawn = draw_next("relation/", rng, hard, given, set())
         sentences.append(pick(schema.facts[0], drawn, language, rng))
         steps += steps_of(schema.steps, drawn, language)
         people.append(drawn["B"])

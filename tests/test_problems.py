@@ -1,0 +1,405 @@
+"""The exercises: every answer is worked out a second time here, by other means than the generator's."""
+
+import ast
+import itertools
+import json
+import operator
+import random
+import re
+from datetime import datetime, timedelta
+from fractions import Fraction
+
+import pytest
+
+from tinyllm import problems
+from tinyllm.lexicon import LANGUAGES, concepts, name, number
+from tinyllm.problems import FAMILIES, instruction, normalise, overlap, problem, split_of
+from tinyllm.wordings import choices, draw, schemas, tell
+
+N = 60                                # problems of each family and language that are checked
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: Fraction}
+
+
+def exact(text, **letters):
+    """The value of an expression by a small parser of its own; `3x` means 3*x."""
+    def walk(node):
+        if isinstance(node, ast.BinOp):
+            return OPERATORS[type(node.op)](walk(node.left), walk(node.right))
+        if isinstance(node, ast.UnaryOp):
+            return -walk(node.operand)
+        return letters[node.id] if isinstance(node, ast.Name) else node.value
+    return walk(ast.parse(re.sub(r"(?<=\d)(?=[a-z(])", "*", text.strip()), mode="eval").body)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """{(family, language, split): problems}; the stories behind the passages are kept as `problem.told`."""
+    rows, original, told = {}, problems._story, []
+    problems._story = lambda *key: told.append(original(*key)) or told[-1]
+    try:
+        for family in FAMILIES:
+            for language in LANGUAGES:
+                for split, n in (("train", N), ("harder", 12)):
+                    rows[family, language, split] = [problem(i, 0, split, family, language) for i in range(n)]
+                    for row in rows[family, language, split]:
+                        row.told = [story for story in told if family == "reading" and story.sentences[0] in row.user]
+                    told.clear()
+    finally:
+        problems._story = original
+    return rows
+
+
+def of(sample, family, split=None):
+    return [row for (kind, _, part), rows in sample.items() if kind == family and split in (None, part) for row in rows]
+
+
+def equalities(step):
+    """The sides of a step `label: a+b=c`, if all of it is numbers."""
+    found = re.search(r"(?:^|[:：] ?)(-?[\d(][-+*/()\d]*)=(-?\d+(?:/\d+)?)$", step)
+    return found.groups() if found else None
+
+
+# ---- answers -------------------------------------------------------------------------------------------------------
+
+def test_every_step_is_true_and_the_last_one_gives_the_answer(sample):
+    """A model that learns from a false line learns to write false lines."""
+    checked = 0
+    for row in itertools.chain(*sample.values()):
+        for step in row.steps:
+            if sides := equalities(step):
+                assert exact(sides[0]) == exact(sides[1]), (step, row)
+                assert not re.search(r"/(?!/)", sides[1]) or sides[1] == str(exact(sides[1])), f"not reduced: {step}"
+                checked += 1
+        if row.family not in ("order", "series", "reading"):
+            assert re.split(r"[=:：]", row.steps[-1])[-1].strip() == row.final, row
+    assert checked > 1500
+
+
+@pytest.mark.parametrize("family", ["expression", "column"])
+def test_a_sum_is_what_python_makes_of_it(sample, family):
+    for row in of(sample, family):
+        assert exact(normalise(row.user)) == int(row.final), row
+        assert family != "expression" or all(abs(exact(equalities(step)[1])) <= 9999 for step in row.steps)
+
+
+def test_a_solution_fulfils_its_equation(sample):
+    """Putting the answer in place of the letter makes both sides equal."""
+    for row in of(sample, "equation"):
+        left, right = normalise(row.user).split("=")
+        assert exact(left, x=int(row.final)) == exact(right, x=int(row.final)), row
+
+
+REFERENCE = """
+give a-b | start b+c | missing r-a | share a/k | groups a/r | times k*r | compare a-b | change m-k*p
+two-goods a*p+b*q | unit-price t/k*m | save (p-s)/w | afford (m-c)/p | discount (p-d)*k | wage w*h-c
+profit n*(p-c) | split-bill (a+b)/k | spent-twice b+c+e | twice 3*a | more-together 2*a+b | fewer-together 2*a-b
+make-equal (a-b)/2 | times-sum s-s/(k+1) | sum-difference (s-d)/2 | gave-some (b+k)-(a-k) | rates-apart (a-b)*k
+together-rate (a+b)*h | age-now a+b+n | age-past (b-n)/(a-n) | age-times a*k-a | age-sum a+b+c+3*n
+boxes-loose k*r+s | boxes-minus k*r-s | rest-shared (a-b)/k | left-over a-k*q | half-then a/2-b | fraction a-a/k
+percent a*q/100 | eaten-daily a-k*d | pages p-n*d | pages-days (p-b)/n | seats r*s-o | class-groups (g+b)/k
+score p*a-b | average (a+b+c)/3 | queue m+n-1 | trees l/g+1 | machine m*h*d | journey v*t+w*u | arrive (d-b)/v
+tank (f-o)*t | candle l-b*h | stairs (f-g)*s | bus n-a+b | bus-start r+a-b | temperature m+a-b | minutes 60*h+m+k
+weeks (7*w+d)*k | legs 2*a+4*b | eggs h*e*d | rectangle 2*(l+w) | area l*w*k | basket w*k+b | jar 2*(f-e)
+rope l-k*p | garden-rows r*k-d | album (a+b)/k | harvest a+k*a-c | think-number (e-b)/k | toys-week 3*a+3*b
+three a/(a+b+c) | not (b+c)/(a+b+c) | either (a+b)/(a+b+c) | two-kinds a/(a+b) | rest (t-a)/t | cards 1/k
+above (n-k)/n | tickets k/n | class g/(g+b) | socks (a-d)/(a-d+b) | added b/(a+b+d)
+"""
+
+
+def test_a_word_problem_means_what_its_steps_compute():
+    """Each story has a second solution here, in one formula, and every number of the formula stands in the question."""
+    formulas = dict(item.split(" ", 1) for item in re.split(r"\s*\|\s*|\n", REFERENCE.strip()))
+    for schema in schemas()["story/"] + schemas()["chance/"]:
+        formula = formulas[schema.name.split("/")[1]].strip()
+        for seed in range(6):
+            rng = random.Random(seed)
+            state, roles = rng.getstate(), draw(schema, rng, hard=seed > 3)
+            rng.setstate(state)
+            for language in LANGUAGES:
+                question, steps, final = tell(schema, random.Random(seed), language, hard=seed > 3)
+                numbers = {role: value for role, value in roles.items() if role.islower()}
+                assert Fraction(final) == exact(formula, **numbers), (schema.name, question)
+                for letter in set(re.findall("[a-z]", formula)) - ({"b"} if "half" in formula else set()):
+                    assert stands(roles[letter], question, language), (letter, roles[letter], question)
+                assert steps
+
+
+def stands(value, question, language):
+    """Whether a number stands in a question: in digits, in words, or hidden in a word such as `half` or `twice`."""
+    spelled = [number(value, language)] if value <= 100 else []
+    hidden = {"third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "两": 2}
+    spelled += [word for word, meant in hidden.items() if meant == value]
+    text = question.lower()
+    return bool(re.search(rf"(?<!\d){value}(?!\d)", text)) or any(word.lower() in text for word in spelled)
+
+
+def test_a_probability_is_a_reduced_fraction_below_one(sample):
+    for row in of(sample, "chance"):
+        above, below = map(int, row.final.split("/"))
+        assert 0 < above < below and str(Fraction(above, below)) == row.final
+
+
+def test_a_rate_with_a_letter_is_right_for_every_number(sample):
+    """`8*x=8x` stays true whatever x is, and the letter is the one of the question."""
+    for row in of(sample, "rate"):
+        letter = re.search("[a-z]", row.final)[0]
+        assert re.search(rf"(?<![A-Za-z]){letter}(?![a-z])", row.user), row
+        for step in row.steps:
+            if re.fullmatch(r".*[:：]? ?\d+\*[a-z]=\d+[a-z]", step):
+                left, right = step.split("=")
+                assert exact(left, **{letter: 7}) == exact(right, **{letter: 7})
+
+
+MORE = r"taller|older|heavier|faster|stronger|before|earlier|more stamps|costs more|dearer|bigger|larger|" \
+    r"比.*(?:高|年纪大|重|跑得快|力气大|先到|早|多|贵|大)|花的钱多"
+LESS = r"shorter|younger|lighter|slower|weaker|later|after|fewer|cheaper|costs less|smaller|not as|not .* as|" \
+    r"没有|比.*(?:矮|年纪小|轻|跑得慢|力气小|后到|晚|少|便宜|小)"
+
+
+def test_an_order_follows_from_the_sentences(sample):
+    """The sentences are read again here: who is above whom; then the only possible row is found by sorting."""
+    known = {language: [name(concept.key, language) if concept.key in concepts() else
+                        (concept.english if language == "en" else concept.chinese)
+                        for concept in choices("person") + choices("toy|furniture|clothing|instrument|animal")]
+             for language in LANGUAGES}
+    for row in of(sample, "order"):
+        if "->" in row.cot:
+            continue
+        above, row_names = {}, None
+        for sentence in re.split(r"(?<=[.?。？])\s*", row.user):
+            if "?" in sentence or "？" in sentence or not sentence:
+                continue
+            named = sorted({word: sentence.find(word) for word in known[row.language] if re.search(
+                rf"\b{re.escape(word)}\b" if row.language == "en" else re.escape(word), sentence)}.items(),
+                key=lambda item: (item[1], -len(item[0])))
+            named = [word for word, at in named if not any(word != other and word in other for other, _ in named)]
+            if len(named) != 2:
+                continue
+            bare = sentence.replace(named[0], "@").replace(named[1], "@")        # 小 may be part of a name
+            less = re.search(LESS, bare)
+            assert less or re.search(MORE, bare), sentence
+            first, second = reversed(named) if less else named
+            above.setdefault(first, []).append(second)
+        chain = row.steps[-1].split(" > ")
+        row_names = [chain[0]]
+        while row_names[-1] in above:
+            below, = above[row_names[-1]]
+            row_names.append(below)
+        assert row_names == chain, row
+        assert row.final in (*chain, ", ".join(chain), "yes", "no", "是", "不是")
+
+
+def test_numbers_are_sorted_as_python_sorts_them(sample):
+    for row in of(sample, "order"):
+        if "->" not in row.cot:
+            continue
+        given = [int(text) for text in row.steps[0].split(" ->")[0].split()]
+        assert sorted(given) == sorted(map(int, re.findall(r"-?\d+", row.user))), row
+        down = bool(re.search("large to small|descending|largest|从大|由大|最大|第二大", row.user)) and not re.search(
+            "to the largest", row.user)
+        ranked = sorted(given, reverse=down)
+        place = 1 if re.search("second|第二", row.user) else 0
+        assert row.final == (", ".join(map(str, ranked)) if len(row.final.split(", ")) > 1 else str(ranked[place])), row
+
+
+def continuations(a):
+    """What simple rules make of a sequence; a question is fair only if all rules that fit agree."""
+    steps = [y - x for x, y in itertools.pairwise(a)]
+    if len(set(steps)) == 1:
+        yield a[-1] + steps[0]
+    if len({Fraction(y, x) for x, y in itertools.pairwise(a)}) == 1:
+        yield Fraction(a[-1] * a[-1], a[-2])
+    if len({y - x for x, y in itertools.pairwise(steps)}) == 1:
+        yield a[-1] + steps[-1] + steps[1] - steps[0]
+    if len(a) > 3 and all(x + y == z for x, y, z in zip(a, a[1:], a[2:])):
+        yield a[-2] + a[-1]
+    if len(a) > 4 and steps[::2] == steps[:1] * 2 and steps[1::2] == steps[1:2] * 2:
+        yield a[-1] + steps[0]
+
+
+def test_sequences_clocks_and_weekdays_are_right(sample):
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    seen = set()
+    for row in of(sample, "series"):
+        times = [datetime.strptime(text, "%H:%M") for text in re.findall(r"\d+:\d+", row.user)]
+        if len(times) == 2:
+            assert int(row.final) == (times[1] - times[0]).seconds // 60, row
+        elif times:
+            rest = re.sub(r"\d+:\d+", "", row.user)
+            units = {"hours": r"(\d+) ?(?:hour|小时)", "minutes": r"(\d+) ?(?:minutes|分钟)"}
+            long = timedelta(**{unit: int(re.search(pattern, rest)[1]) for unit, pattern in units.items()
+                                if re.search(pattern, rest)})
+            back = re.search("ago|did|must|以前|几点开始|什么时候开始|出发", row.user)
+            assert row.final == f"{(end := times[0] - long if back else times[0] + long).hour}:{end.minute:02}", row
+        elif row.final in days or row.final.startswith("星期"):
+            shown = days if row.language == "en" else [name(day, "zh") for day in days]
+            start, = [i for i, day in enumerate(shown) if day in row.user]
+            n = int(re.search(r"\d+", row.user)[0])
+            back = re.search(r"ago|before|天前|以前|往前", row.user)
+            assert row.final == shown[(start - n if back else start + n) % 7], row
+            seen.add("day")
+        else:
+            given = [int(text) for text in re.findall(r"\d+", row.user)]
+            assert {int(value) for value in continuations(given)} == {int(row.final)}, row
+            seen.add("sequence")
+    assert seen == {"day", "sequence"}
+
+
+def test_reading_answers_come_from_the_record_of_events(sample):
+    """The quoted sentence belongs to an event that holds the answer; of two deeds the first one has the lower order."""
+    for row in of(sample, "reading"):
+        events = [event for told in row.told for event in told.events]
+        assert row.told, row
+        if row.steps[0].startswith("1: "):
+            assert row.final == row.steps[0][3:] and row.final in row.user and row.steps[1][3:] in row.user
+            continue
+        if len(row.steps) == 3:
+            counts = {event.count for event in events}
+            had, gave = (int(step.split("：" if row.language == "zh" else ": ")[1]) for step in row.steps[:2])
+            assert {had, gave} <= counts and int(row.final) == had - gave
+            continue
+        quoted = [event for event in events if event.text == row.steps[0]]
+        assert quoted and row.steps[0] in row.user, row
+        fields = {str(event.count) for event in quoted} | {name(key, row.language) for event in quoted for key in (
+            event.actor, event.object, event.recipient, event.place) if key}
+        assert row.final in fields, (row, fields)
+
+
+# ---- wording -------------------------------------------------------------------------------------------------------
+
+def test_every_family_has_at_least_thirty_wordings_in_each_language():
+    """Variety of wording is what carries over to questions written by others (Liu et al. 2023, arXiv:2312.09241)."""
+    for family in FAMILIES:
+        for language in LANGUAGES:
+            rows = (problem(i, 1, "train", family, language) for i in range(90 if family == "reading" else 260))
+            names = {name(concept.key, language) for concept in choices("person") if concept.key in concepts()}
+            questions = (min(row.user.split("\n"), key=len) if family == "reading" else row.user for row in rows)
+            shapes = {problems.shape(re.sub("|".join(names), "@", question)) for question in questions}
+            assert len(shapes) >= 30, (family, language, len(shapes))
+
+
+def rows_of_all(sample):
+    yield from ((row.user, row.cot + row.final, row.language, row.family) for rows in sample.values() for row in rows)
+    for i in range(600):
+        row = instruction(i)
+        yield row["user"], row["assistant"], row["language"], row["family"]
+
+
+def test_no_slot_is_left_open_and_no_language_leaks_into_the_other(sample):
+    for user, answer, language, family in rows_of_all(sample):
+        text = user + answer
+        flat = re.sub(r"\n *[-+×*]? *", "\n", user)                # a sum written in columns keeps its spaces
+        assert not re.search(r"[{}\[\]|_<]|  |(?<!=) [.,?!]( |$)|[。，？]{2}", flat), user
+        if family != "translate":
+            if language == "zh":
+                assert not re.search("[A-Za-z]{2}", text), text
+            else:
+                assert not re.search("[\u3400-\u9fff]", text), text
+
+
+def test_nothing_looks_like_a_control_word(sample):
+    for user, answer, _, _ in rows_of_all(sample):
+        assert not re.search(r"<\||\|>|<eos>|<pad>|【|】|\[Reasoning|\[Final|推理过程|最终答案", user + answer)
+
+
+def test_refusals_refuse_and_nothing_else_does():
+    """A harmful request is declined in words that say so; a harmless one never is."""
+    declined = re.compile("cannot help|will not help|help with that|No, I|No\\. I|不能帮")
+    kinds = {True: 0, False: 0}
+    for i in range(500):
+        row = instruction(i)
+        assert bool(declined.search(row["assistant"])) == (row["family"] == "refuse"), row
+        kinds[row["family"] == "refuse"] += 1
+    assert min(kinds.values()) > 20
+
+
+def test_facts_and_translations_are_those_of_the_world():
+    """Every answer about colour or kind follows from a feature of the concept asked about."""
+    words = {(name(key, "en"), name(key, "zh")) for key in concepts()}
+    for i in range(600):
+        row = instruction(i)
+        if row["family"] == "translate":
+            assert any({one, other} & {row["assistant"]} and (one in row["user"] or other in row["user"])
+                       for one, other in words), row
+
+
+# ---- splits and files ----------------------------------------------------------------------------------------------
+
+def test_a_problem_is_a_pure_function_of_its_arguments():
+    for family in FAMILIES:
+        assert problem(5, 3, "val", family, "zh") == problem(5, 3, "val", family, "zh")
+        assert problem(5, 3, "train", family, "en") != problem(6, 3, "train", family, "en")
+        assert problem(5, 3, "train", family, "en") != problem(5, 4, "train", family, "en")
+    assert instruction(9, 2, "test") == instruction(9, 2, "test")
+    assert [problem(i).language for i in (0, 9, 18)] == ["en", "zh", "en"]
+
+
+def test_the_splits_share_no_question_however_it_is_spelled():
+    """The hash is taken of what makes the question, so another spelling or another letter stays in its split."""
+    assert normalise("What is 12 × (3 + 4)?") == normalise("计算：12*(3+4)=") == "12*(3+4)"
+    assert normalise("Solve for n: 3n + 5 = 20") == normalise("解方程：3x+5=20")
+    assert normalise("Tom has ３ apples.") == normalise("tom has 3 APPLES")
+    assert normalise("Tom has 3 apples.") != normalise("Tom has 4 apples.")
+    for split in ("train", "val", "test", "harder"):
+        for i in range(18):
+            assert split_of(problem(i, 0, split).user) == split
+            assert split == "harder" or split_of(instruction(i, 0, split)["user"]) == split
+
+
+def test_the_harder_split_is_harder(sample):
+    """Longer reasons, larger numbers: each family beyond what it was trained on."""
+    mean = lambda values: sum(values) / len(values)
+    largest = lambda row: max((len(text) for text in re.findall(r"\d+", row.cot)), default=0)
+    for family in FAMILIES:
+        plain, hard = of(sample, family, "train"), of(sample, family, "harder")
+        longer = mean([len(row.user + row.cot) for row in hard]) / mean([len(row.user + row.cot) for row in plain])
+        assert longer > 1.03 or mean(map(largest, hard)) > mean(map(largest, plain)) + 0.4, (family, longer)
+
+
+def test_most_problems_are_short_and_have_few_steps(sample):
+    """nano reads 256 tokens: question, steps and answer should fit."""
+    for (family, language, split), rows in sample.items():
+        steps = [len(row.steps) for row in rows]
+        assert max(steps) <= (8 if split == "train" else 16), (family, language, split)
+        assert sum(steps) / len(steps) >= 1.9, (family, language)
+
+
+def test_overlap_counts_runs_of_thirteen_tokens():
+    train = ["a b c d e f g h i j k l m n"]
+    assert overlap(train, ["x b c d e f g h i j k l m n y", "a b c d e f g h i j k l x", "a b"]) == [True, False, False]
+    assert overlap(["小明有三个苹果又买了两个梨子"], ["小明有三个苹果又买了两个香蕉"]) == [False]
+    assert overlap(["Tom has 1234567890123 nuts"], ["Ben has 1234567890123 nuts"]) == [True]
+
+
+def test_the_command_writes_files_in_the_formats_of_the_book(tmp_path, capsys):
+    flags = ["--cot", "72", "--sft", "60", "--val", "18", "--test", "18", "--harder", "18", "--json"]
+    problems.main(["--out", str(tmp_path), *flags])
+    facts = json.loads(capsys.readouterr().out)
+    questions = {}
+    for file in sorted(path.stem for path in tmp_path.iterdir()):
+        rows = [json.loads(line) for line in (tmp_path / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
+        wanted = {"cot": {"system", "user", "cot", "final"}, "sft": {"system", "user", "assistant"}}[file[:3]]
+        for row in rows:
+            assert set(row) == wanted | {"family", "language"} and all(isinstance(row[key], str) for key in row)
+            assert all(row[key].strip() for key in wanted - {"system"})
+        assert facts[file]["rows"] == len(rows) == {"cot_train": 72, "sft_train": 60}.get(file, 18)
+        questions[file] = [normalise(row["user"]) for row in rows]
+        assert file.endswith("train") or len(set(questions[file])) == len(rows)
+    assert len(questions) == 7
+    for kind in ("cot", "sft"):
+        parts = [set(values) for file, values in questions.items() if file.startswith(kind)]
+        assert sum(map(len, parts)) == len(set().union(*parts))
+    assert 0 <= facts["cot_test"]["share_with_13_gram_in_train"] <= 1
+
+
+def test_families_and_language_are_chosen_by_flags_and_mistakes_are_one_sentence(capsys):
+    problems.main(["--families", "1,6", "--language", "zh", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["family"] for row in rows} == {"expression", "equation"} and {row["language"] for row in rows} == {"zh"}
+    with pytest.raises(SystemExit) as stop:
+        problems.main(["--families", "12"])
+    assert stop.value.code == 2 and "from 1 to 9" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="split must be"):
+        problem(0, split="exam")
+    with pytest.raises(ValueError, match="family must be one of"):
+        problem(0, family="algebra")
