@@ -32,7 +32,7 @@ class QuickstartConfig(Settings):
       python -m tinyllm.generate "Once upon a time"
     """
 
-    minutes: float = opt(3.5, "minutes of training", low=0)
+    minutes: float = opt(4.5, "minutes of training", low=0)
     world_documents: int = opt(20_000, "documents of the built-in world to learn from", low=2)
     data: str = opt("data/quickstart", "folder for the tokens")
     out: str = opt("checkpoints/quickstart", "folder for checkpoints and metrics.jsonl")
