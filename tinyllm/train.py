@@ -43,7 +43,7 @@ class TrainConfig(Settings):
     clip: float = opt(1.0, "largest gradient norm; longer gradients are scaled down", low=0)
     dtype: str = opt("auto", "of activations; weights stay float32. auto: bfloat16 where the CPU has it",
                      choices=("auto", "float32", "bfloat16"))
-    compile: str = opt("auto", "torch.compile. auto: on for runs of 10 minutes or more if there is a C++ compiler",
+    compile: str = opt("auto", "torch.compile. auto: on for runs of 30 minutes or more if there is a C++ compiler",
                        choices=("auto", "on", "off"))
     val_every: int = opt(100, "steps between validations", low=1)
     save_every: int = opt(100, "steps between checkpoints", low=1)
@@ -188,7 +188,7 @@ def compiled(loss_fn: LossFn, config: TrainConfig) -> LossFn:
 
     Where there is no working compiler, `loss_fn` itself, with one line on stderr.
     """
-    wanted = config.compile == "on" or (config.compile == "auto" and config.max_minutes >= 10)
+    wanted = config.compile == "on" or (config.compile == "auto" and config.max_minutes >= 30)
     if not wanted:
         return loss_fn
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
