@@ -78,7 +78,8 @@ def test_every_step_is_true_and_the_last_one_gives_the_answer(sample):
 @pytest.mark.parametrize("family", ["expression", "column"])
 def test_a_sum_is_what_python_makes_of_it(sample, family):
     for row in of(sample, family):
-        assert exact(normalise(row.user)) == int(row.final), row
+        if re.search(r"\d ?[-+*/×÷]", row.user):                  # else told in words, and solved again below
+            assert exact(normalise(row.user)) == int(row.final), row
         assert family != "expression" or all(abs(exact(equalities(step)[1])) <= 9999 for step in row.steps)
 
 
@@ -99,9 +100,16 @@ boxes-loose k*r+s | boxes-minus k*r-s | rest-shared (a-b)/k | left-over a-k*q | 
 percent a*q/100 | eaten-daily a-k*d | pages p-n*d | pages-days (p-b)/n | seats r*s-o | class-groups (g+b)/k
 score p*a-b | average (a+b+c)/3 | queue m+n-1 | trees l/g+1 | machine m*h*d | journey v*t+w*u | arrive (d-b)/v
 tank (f-o)*t | candle l-b*h | stairs (f-g)*s | bus n-a+b | bus-start r+a-b | temperature m+a-b | minutes 60*h+m+k
-weeks (7*w+d)*k | legs 2*a+4*b | eggs h*e*d | rectangle 2*(l+w) | area l*w*k | basket w*k+b | jar 2*(f-e)
+holiday (7*w+d)*k | legs 2*a+4*b | eggs h*e*d | rectangle 2*(l+w) | area l*w*k | basket w*k+b | jar 2*(f-e)
 rope l-k*p | garden-rows r*k-d | album (a+b)/k | harvest a+k*a-c | think-number (e-b)/k | toys-week 3*a+3*b
 three a/(a+b+c) | not (b+c)/(a+b+c) | either (a+b)/(a+b+c) | two-kinds a/(a+b) | rest (t-a)/t | cards 1/k
+two-months n+n/2 | three-parts a+a*k+a*k+d | weekly-money w*n-p*k | bakery b*k*p-c
+meeting (v+w)*t | meeting-time d/(v+w) | catch-up d/(v-w) | heads-legs (l-2*h)/2 | ducks-both s*k/(k+1)
+dozen 12*k-b | two-shops k*q | days-left (n+s)/a | fill-boxes (a+b)/k
+class-trip c*(k+t) | quarter-half a/4 | backwards-half 2*(r+b) | old-new-work e*d
+earn-two w*h+v*k | need-more p-a-b | chairs-tables n*k-t | shared-cost (p-d)/k | water c*(k-b) | pupils-more 2*g-d
+beads a*k | hour-pay-week w*h*d*n | then (a+b)*c | minus a-b+c | product a*b-c | difference (a-b)*c | quotient a/b+c
+half a/2+b | two-products a*b+c*d | more a*b+c | last a+d-1 | between b-a | weeks 7*w+d | hours 60*h+m
 above (n-k)/n | tickets k/n | class g/(g+b) | socks (a-d)/(a-d+b) | added b/(a+b+d)
 """
 
@@ -109,7 +117,7 @@ above (n-k)/n | tickets k/n | class g/(g+b) | socks (a-d)/(a-d+b) | added b/(a+b
 def test_a_word_problem_means_what_its_steps_compute():
     """Each story has a second solution here, in one formula, and every number of the formula stands in the question."""
     formulas = dict(item.split(" ", 1) for item in re.split(r"\s*\|\s*|\n", REFERENCE.strip()))
-    for schema in schemas()["story/"] + schemas()["chance/"]:
+    for schema in itertools.chain(*(schemas()[kind] for kind in ("story/", "chance/", "sum-words/", "dates/"))):
         formula = formulas[schema.name.split("/")[1]].strip()
         for seed in range(6):
             rng = random.Random(seed)
@@ -119,7 +127,7 @@ def test_a_word_problem_means_what_its_steps_compute():
                 question, steps, final = tell(schema, random.Random(seed), language, hard=seed > 3)
                 numbers = {role: value for role, value in roles.items() if role.islower()}
                 assert Fraction(final) == exact(formula, **numbers), (schema.name, question)
-                for letter in set(re.findall("[a-z]", formula)) - ({"b"} if "half" in formula else set()):
+                for letter in set(re.findall("[a-z]", formula)):
                     assert stands(roles[letter], question, language), (letter, roles[letter], question)
                 assert steps
 
@@ -162,17 +170,18 @@ def test_an_order_follows_from_the_sentences(sample):
                         (concept.english if language == "en" else concept.chinese)
                         for concept in choices("person") + choices("toy|furniture|clothing|instrument|animal")]
              for language in LANGUAGES}
+    inside = lambda word, other: f" {word} " in f" {other} " if word.isascii() else word in other    # car, toy car
     for row in of(sample, "order"):
         if "->" in row.cot:
             continue
-        above, row_names = {}, None
+        above = {}
         for sentence in re.split(r"(?<=[.?。？])\s*", row.user):
             if "?" in sentence or "？" in sentence or not sentence:
                 continue
             named = sorted({word: sentence.find(word) for word in known[row.language] if re.search(
                 rf"\b{re.escape(word)}\b" if row.language == "en" else re.escape(word), sentence)}.items(),
                 key=lambda item: (item[1], -len(item[0])))
-            named = [word for word, at in named if not any(word != other and word in other for other, _ in named)]
+            named = [word for word, _ in named if not any(word != other and inside(word, other) for other, _ in named)]
             if len(named) != 2:
                 continue
             bare = sentence.replace(named[0], "@").replace(named[1], "@")        # 小 may be part of a name
@@ -238,8 +247,7 @@ def test_sequences_clocks_and_weekdays_are_right(sample):
             back = re.search(r"ago|before|天前|以前|往前", row.user)
             assert row.final == shown[(start - n if back else start + n) % 7], row
             seen.add("day")
-        else:
-            given = [int(text) for text in re.findall(r"\d+", row.user)]
+        elif len(given := [int(text) for text in re.findall(r"\d+", row.user)]) > 2:
             assert {int(value) for value in continuations(given)} == {int(row.final)}, row
             seen.add("sequence")
     assert seen == {"day", "sequence"}

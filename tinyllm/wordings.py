@@ -297,13 +297,18 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
         return polished(pick(schema.wholes, roles, language, rng), language)
     sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
     question = pick(schema.asks, roles, language, rng)
-    if "A" in roles and schema.name.startswith("story") and rng.random() < 0.2:
-        extra = rng.choice([extra for extra in schemas()["extra/"] if extra.name.split("/")[1] not in schema.name])
+    if schema.name.startswith("story") and rng.random() < 0.2:
         place = rng.choice([0, len(sentences)])                  # never between a noun and its pronoun
-        sentences.insert(place, pick(extra.facts[0], draw(extra, rng, given={"A": roles["A"]}), language, rng))
+        sentences.insert(place, beside_the_point(roles["A"], schema.name, language, rng))
     if sentences and rng.random() < 0.1:
         return joined([question, *sentences], language)
     return joined([*sentences, question], language)
+
+
+def beside_the_point(person: Concept, topic: str, language: str, rng: random.Random) -> str:
+    """A sentence with a number that the answer does not need, about something else than `topic`."""
+    extra = rng.choice([extra for extra in schemas()["extra/"] if extra.name.split("/")[1] not in topic])
+    return pick(extra.facts[0], draw(extra, rng, given={"A": person}), language, rng)
 
 
 def steps_of(steps: list, roles: dict, language: str) -> list[str]:
@@ -350,6 +355,8 @@ def tell_chain(rng: random.Random, language: str, hard: bool) -> tuple[str, list
     if back:
         sentences.append(pick(end, roles, language, rng))
         steps = [f"{END[language]}{roles['n']}", *undo]
+    if rng.random() < 0.1:
+        sentences.insert(0, beside_the_point(roles["A"], "", language, rng))
     sentences.append(pick(ask_start if back else ask_end, roles, language, rng))
     return joined(sentences, language), steps, str(start if back else roles["n"])
 
@@ -372,6 +379,8 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> tuple[str, 
         totals.append(drawn["r"])
     if rng.random() < 0.25:
         sentences.reverse()
+    if rng.random() < 0.1:
+        sentences.insert(0, beside_the_point(rng.choice(people), "", language, rng))
     roles["B"], total = people[-1], totals[-1]
     if every := rng.random() < 0.5:
         work, total = worked("+".join(map(str, totals)))
