@@ -26,7 +26,7 @@ from tinyllm.config import from_dict, read_json
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
-STAGES = ("cot_sft", "sft", "pretrain", "quickstart", "nano")        # most skilled first; nano ships with the project
+STAGES = ("cot_sft", "sft", "pretrain", "quickstart", "nano")        # folders under checkpoints/, most skilled first
 
 
 def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, state: dict,
@@ -110,7 +110,7 @@ def resolve(folder: str | Path) -> Path:
 
 
 def default() -> Path:
-    """The checkpoint to use when the user names none: the most skilled stage that exists, else the shipped one."""
+    """The checkpoint to use when the user names none: the most skilled stage that exists."""
     for stage in STAGES:
         folder = Path("checkpoints") / stage
         if (folder / "model.safetensors").is_file() or steps(folder):
