@@ -17,7 +17,8 @@ from tinyllm.problems import FAMILIES, instruction, normalise, overlap, problem,
 from tinyllm.wordings import choices, draw, schemas, tell
 
 N = 60                                # problems of each family and language that are checked
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: Fraction}
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: Fraction,
+             ast.Mod: operator.mod}
 
 
 def exact(text, **letters):
@@ -110,7 +111,11 @@ class-trip c*(k+t) | quarter-half a/4 | backwards-half 2*(r+b) | old-new-work e*
 earn-two w*h+v*k | need-more p-a-b | chairs-tables n*k-t | shared-cost (p-d)/k | water c*(k-b) | pupils-more 2*g-d
 beads a*k | hour-pay-week w*h*d*n | then (a+b)*c | minus a-b+c | product a*b-c | difference (a-b)*c | quotient a/b+c
 half a/2+b | two-products a*b+c*d | more a*b+c | last a+d-1 | between b-a | weeks 7*w+d | hours 60*h+m
-above (n-k)/n | tickets k/n | class g/(g+b) | socks (a-d)/(a-d+b) | added b/(a+b+d)
+saw (n-1)*m | array n*n+k | both a+b-c | outfits a*b*c | handshakes n*(n-1)/2 | percent-off p-p*q/100
+clock-strikes t/(a-1)*(b-1) | surplus (b+d)/(c-a) | third-value 3*m-a-b | centimetres 100*a+b-c | taxi b+c*(n-k)
+boats (n-n%k)/k+1 | every-days n/k*a | recipe n/k*a | map (a+b)*k | fuel d/k*p | consecutive s/3+1 | fence l/c*p
+growth a+k*w | tickets a*p+b*q | third-quarter a/3 | letters n*(a+b) | lent a-c | leave-some a/m-k
+above (n-k)/n | raffle k/n | class g/(g+b) | socks (a-d)/(a-d+b) | added b/(a+b+d)
 """
 
 
@@ -407,6 +412,8 @@ def test_families_and_language_are_chosen_by_flags_and_mistakes_are_one_sentence
     with pytest.raises(SystemExit) as stop:
         problems.main(["--families", "12"])
     assert stop.value.code == 2 and "from 1 to 9" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        problems.main(["--families", "1;2"])
     with pytest.raises(ValueError, match="split must be"):
         problem(0, split="exam")
     with pytest.raises(ValueError, match="family must be one of"):

@@ -22,6 +22,7 @@ from tinyllm.config import Settings, command, opt, read_settings
 from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, concepts, name, word
 from tinyllm.wordings import (
+    Exercise,
     Schema,
     answer_of,
     ask,
@@ -42,7 +43,7 @@ from tinyllm.wordings import (
 
 SPLITS = {"val": 0, "test": 1, "harder": 2}       # hash of the question modulo 10; the other seven belong to train
 # Short, for every token counts; empty half of the time, as most users give none.
-SYSTEMS = {"en": ["", "", "", "You are a helpful assistant.", "Think step by step.", "Write each step, then the answer."],
+SYSTEMS = {"en": ["", "", "", "You are a helpful assistant.", "Think step by step.", "Write down each step."],
            "zh": ["", "", "", "你是一个有用的助手。", "请一步一步地想。", "先写步骤，再写答案。"]}
 PLAIN_SYSTEMS = {"en": ["", "", "", "You are a helpful assistant.", "Answer the question.", "Answer briefly."],
                  "zh": ["", "", "", "你是一个有用的助手。", "请回答问题。", "请简短回答。"]}
@@ -63,7 +64,7 @@ class Problem:
         return self.cot.split("\n")
 
 
-# ---- 1, 2: arithmetic -------------------------------------------------------------------------------------------
+# ---- 1, 2: arithmetic ----------------------------------------------------------------------------------------------
 
 def _expression(rng: random.Random, n: int, hard: bool) -> str:
     """A random expression of `n` numbers, written with the parentheses it needs."""
@@ -84,7 +85,7 @@ def _expression(rng: random.Random, n: int, hard: bool) -> str:
     return a + sign + b
 
 
-def expression(rng: random.Random, language: str, split: str) -> tuple:
+def expression(rng: random.Random, language: str, split: str) -> Exercise:
     """1: precedence and parentheses; no result beyond four digits."""
     hard = split == "harder"
     if rng.random() < 0.12:                                      # told in words
@@ -104,7 +105,7 @@ def _pupil(rng: random.Random) -> dict:
     return {"A": rng.choice(choices("person"))}
 
 
-def column(rng: random.Random, language: str, split: str) -> tuple:
+def column(rng: random.Random, language: str, split: str) -> Exercise:
     """2: one operation on longer numbers, lowest digit first with carries."""
     hard = split == "harder"
     sign, low, digits = rng.choice("+-*"), 1000 if hard else 11, rng.randint(4, 5) if hard else rng.randint(2, 4)
@@ -158,7 +159,7 @@ def _multiply_columns(a: int, b: int) -> list[str]:
 
 # ---- 3, 4, 5, 6: problems that are all data ------------------------------------------------------------------------
 
-def story(rng: random.Random, language: str, split: str) -> tuple:
+def story(rng: random.Random, language: str, split: str) -> Exercise:
     """3: word problems: a scene from the data file, a chain of changes, or people compared in a row."""
     kind, hard = rng.random(), split == "harder"
     if kind < (0.35 if hard else 0.15):
@@ -174,17 +175,17 @@ def _longer(options: list[Schema], hard: bool) -> list[Schema]:
             and sum(bool(result) for result, _, _ in schema.steps) > 1] if hard else options
 
 
-def chance(rng: random.Random, language: str, split: str) -> tuple:
+def chance(rng: random.Random, language: str, split: str) -> Exercise:
     """4: the probability of a draw as a reduced fraction."""
     return tell(rng.choice(_longer(schemas()["chance/"], split == "harder")), rng, language, split == "harder")
 
 
-def rate(rng: random.Random, language: str, split: str) -> tuple:
+def rate(rng: random.Random, language: str, split: str) -> Exercise:
     """5: rates with a letter: `8x`, `40x`, `8x+5`."""
     return tell(rng.choice(_longer(schemas()["rate/"], split == "harder")), rng, language, split == "harder")
 
 
-def equation(rng: random.Random, language: str, split: str) -> tuple:
+def equation(rng: random.Random, language: str, split: str) -> Exercise:
     """6: linear equations with a whole solution; each line keeps the balance or works out a number."""
     return tell(rng.choice(schemas()["equation-hard/" if split == "harder" else "equation/"]), rng, language,
                 split == "harder")
@@ -192,7 +193,7 @@ def equation(rng: random.Random, language: str, split: str) -> tuple:
 
 # ---- 7: order ------------------------------------------------------------------------------------------------------
 
-def order(rng: random.Random, language: str, split: str) -> tuple:
+def order(rng: random.Random, language: str, split: str) -> Exercise:
     """7: who is tallest, second, or taller: a row of comparisons put in order; or numbers sorted."""
     hard = split == "harder"
     if rng.random() < 0.25:
@@ -229,7 +230,7 @@ def _apart(rng: random.Random, options: list, n: int, language: str) -> list:
             return drawn
 
 
-def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> tuple:
+def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
     """Take the smallest that is left, again and again."""
     top = rng.choice((200, 1000, 2000) if hard else (20, 100, 1000))
     low, n = -top // 4 if rng.random() < 0.2 else 1, rng.randint(6, 7) if hard else rng.randint(3, 5)
@@ -249,7 +250,7 @@ def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> tuple:
 
 # ---- 8: sequences, clock, calendar ---------------------------------------------------------------------------------
 
-def series(rng: random.Random, language: str, split: str) -> tuple:
+def series(rng: random.Random, language: str, split: str) -> Exercise:
     """8: the next number of a sequence, times of day, days of the week."""
     hard, kind = split == "harder", rng.random()
     if kind < 0.5:
@@ -257,7 +258,7 @@ def series(rng: random.Random, language: str, split: str) -> tuple:
     return (_clock if kind < 0.78 else _weekday)(rng, language, hard)
 
 
-def _clock(rng: random.Random, language: str, hard: bool) -> tuple:
+def _clock(rng: random.Random, language: str, hard: bool) -> Exercise:
     """When something ends, when it began, or how long it took; hours and minutes apart."""
     start, long = rng.randrange(6 * 12, 18 * 12) * 5, rng.randint(3, 65 if hard else 30) * 5
     end = min(start + long, 23 * 60 + 55)
@@ -293,7 +294,7 @@ def _duration(hours: int, minutes: int, language: str, rng: random.Random) -> st
     return f"{hours} hour{'s' * (hours > 1)}" + (f" and {minutes} minutes" if minutes else "")
 
 
-def _weekday(rng: random.Random, language: str, hard: bool) -> tuple:
+def _weekday(rng: random.Random, language: str, hard: bool) -> Exercise:
     """The day of the week some days from now or ago: whole weeks taken out, the rest counted."""
     day, n, back = rng.randrange(7), rng.randint(30, 90) if hard else rng.randint(3, 30), rng.random() < 0.35
     days = [name(key, language) for key in DAYS]
@@ -310,7 +311,7 @@ ORDINALS = {"en": ["first", "second", "third", "fourth", "fifth", "sixth"], "zh"
 
 # ---- 9: reading ----------------------------------------------------------------------------------------------------
 
-def reading(rng: random.Random, language: str, split: str) -> tuple:
+def reading(rng: random.Random, language: str, split: str) -> Exercise:
     """9: a question on a passage of the world, answered from its record of events."""
     while True:
         told = _drawn_story(rng, language, split)
@@ -321,7 +322,7 @@ def reading(rng: random.Random, language: str, split: str) -> tuple:
                 return ask("passage", {"p": passage, "q": polished(question, language)}, language, rng), steps, final
 
 
-def _about_one(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> tuple | None:
+def _about_one(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> Exercise | None:
     """Who, where, what, how many: the sentence that tells it is quoted, then its answer taken."""
     found = [(schema, event) for schema in schemas()["read/"] for event in events
              if _tells(schema, event, events, passage, language)]
@@ -334,7 +335,7 @@ def _about_one(rng: random.Random, language: str, passage: str, events: list[wor
     return pick(schema.asks, roles, language, rng), [event.text, labelled(label, {}, language) + final], final
 
 
-def _about_two(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> tuple | None:
+def _about_two(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> Exercise | None:
     """Which of two things happened first."""
     found = [(schema, event) for event in events for schema in schemas()["deed/"]
              if _tells(schema, event, events, passage, language)]
@@ -348,7 +349,7 @@ def _about_two(rng: random.Random, language: str, passage: str, events: list[wor
     return ask("first", {"x": x, "y": y}, language, rng), [f"1: {deeds[0]}", f"2: {deeds[1]}"], deeds[0]
 
 
-def _about_rest(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> tuple | None:
+def _about_rest(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> Exercise | None:
     """How many are left of what somebody had, after giving some away."""
     for had in events:
         after = [event for event in events if event.order > had.order and event.object == had.object]
@@ -416,19 +417,19 @@ FAMILIES: dict[str, Callable] = {"expression": expression, "column": column, "st
 
 # ---- instructions without a rationale ------------------------------------------------------------------------------
 
-def told(kind: str) -> Callable:
+def data(kind: str) -> Callable:
     """An instruction that is all data: what the world holds true, words to translate, talk, requests to decline."""
     return lambda rng, language, split: _answered(rng.choice(schemas()[kind]), rng, language)
 
 
-def _answered(schema: Schema, rng: random.Random, language: str) -> tuple:
+def _answered(schema: Schema, rng: random.Random, language: str) -> tuple[str, str]:
     roles = draw(schema, rng)
     answer = answer_of(schema, roles, language, rng)
     return worded(schema, roles, rng, language), polished(answer, language) if answer[-1] in ".!?。！？" else answer
 
 
-def lists(rng: random.Random, language: str, split: str) -> tuple:
-    """Copy, reverse, sort and count short lists of words, numbers or letters."""
+def lists(rng: random.Random, language: str, split: str) -> tuple[str, str]:
+    """Copy, reverse, sort and count short lists of words or numbers."""
     kind = rng.choice(("copy", "reverse", "sort", "count", "first", "last", "longest"))
     words = [word(concept, "", language, None) for concept in
              rng.sample(choices(rng.choice(("fruit", "toy", "stationery", "animal", "vegetable"))), rng.randint(3, 5))]
@@ -443,7 +444,7 @@ def lists(rng: random.Random, language: str, split: str) -> tuple:
     return ask(f"list/{kind}", {"e": comma.join(items)}, language, rng), answer
 
 
-def tale(rng: random.Random, language: str, split: str) -> tuple:
+def tale(rng: random.Random, language: str, split: str) -> tuple[str, str]:
     """A short story of the world about the people and things that are asked for."""
     limit = {"en": 480, "zh": 170}[language]
     while True:
@@ -455,8 +456,8 @@ def tale(rng: random.Random, language: str, split: str) -> tuple:
 
 
 INSTRUCTIONS: dict[str, tuple[Callable, int]] = {
-    "facts": (told("know/"), 35), "translate": (told("translate/"), 12), "lists": (lists, 18), "tale": (tale, 15),
-    "talk": (told("talk/"), 8), "refuse": (told("refuse/"), 12)}
+    "facts": (data("know/"), 35), "translate": (data("translate/"), 12), "lists": (lists, 18), "tale": (tale, 15),
+    "talk": (data("talk/"), 8), "refuse": (data("refuse/"), 12)}
 
 
 # ---- one problem, one instruction, as a pure function of its arguments ---------------------------------------------
@@ -505,7 +506,8 @@ def instruction(index: int, seed: int = 0, split: str = "train", language: str |
         kind = rng.choices(list(INSTRUCTIONS), [weight for _, weight in INSTRUCTIONS.values()])[0]
         question, answer = INSTRUCTIONS[kind][0](rng, language, split)
         if split_of(question) == split:
-            return {"system": rng.choice(PLAIN_SYSTEMS[language]), "user": question, "assistant": answer, "family": kind, "language": language}
+            return {"system": rng.choice(PLAIN_SYSTEMS[language]), "user": question, "assistant": answer,
+                    "family": kind, "language": language}
 
 
 # ---- files and command ---------------------------------------------------------------------------------------------
@@ -532,10 +534,9 @@ class ProblemsConfig(Settings):
 
 def cot_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
     """`n` problems as rows; outside train none twice."""
-    numbers = [int(number) for number in re.findall(r"\d+", config.families)] or range(1, len(FAMILIES) + 1)
-    if not set(numbers) <= set(range(1, len(FAMILIES) + 1)):
-        raise ValueError(f"--families takes numbers from 1 to {len(FAMILIES)}, not {config.families!r}")
-    wanted = [list(FAMILIES)[number - 1] for number in numbers]
+    if not re.fullmatch(rf"([1-{len(FAMILIES)}](,|$))*", config.families):
+        raise ValueError(f"--families takes numbers from 1 to {len(FAMILIES)} with commas, not {config.families!r}")
+    wanted = [list(FAMILIES)[int(number) - 1] for number in config.families.split(",") if number] or list(FAMILIES)
     languages = LANGUAGES if config.language == "both" else (config.language,)
     made = (problem(index, config.seed, split, wanted[index % len(wanted)],
                     languages[index // len(wanted) % len(languages)]) for index in itertools.count())
@@ -622,6 +623,8 @@ def write(config: ProblemsConfig) -> dict:
             rows.append(row)
             if len(rows) % 10000 == 0:
                 print(f"{file}: {len(rows)} of {n} rows", file=sys.stderr)
+        if len(rows) < n:
+            print(f"{file}: only {len(rows)} of {n} rows, as no other questions turned up", file=sys.stderr)
         _save(Path(config.out) / f"{file}.jsonl", rows)
     return report(files)
 

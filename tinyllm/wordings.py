@@ -23,6 +23,7 @@ OPERATORS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mul
 MONEY = {"$": "dollar", "£": "pound", "dollar": "dollar", "yuan": "yuan", "euro": "euro", "coin": "coin"}
 FRACTIONS = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth"}
 START, END = {"en": "start: ", "zh": "开始："}, {"en": "end: ", "zh": "最后："}
+Exercise = tuple[str, list[str], str]                             # question, steps, answer
 NO_CHOICE = random.Random(0)                                     # for templates without choices
 
 
@@ -94,6 +95,7 @@ def choices(spec: str) -> list[Concept]:
 
 @functools.cache
 def parsed(expression: str) -> ast.expr:
+    """The syntax tree of an expression; nothing is ever run."""
     return ast.parse(expression.strip(), mode="eval").body
 
 
@@ -128,7 +130,7 @@ def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[
     """The lines of one operation: long products digit by digit, fractions reduced by their common divisor."""
     line = f"{left}{sign}{right if right >= 0 else f'({right})'}={result}"
     if sign == "*" and min(abs(left), abs(right)) > 10:
-        small, large = sorted((abs(left), abs(right)))
+        large, small = sorted((abs(left), abs(right)), key=lambda n: (len(str(n).replace("0", "")), n), reverse=True)
         parts = [int(digit) * 10 ** place for place, digit in enumerate(reversed(str(small))) if digit != "0"]
         if len(parts) > 1:
             lines, total = [], 0
@@ -150,7 +152,7 @@ def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[
 def draw(schema: Schema, rng: random.Random, hard: bool = False, given: dict | None = None) -> dict:
     """Roles for `schema` that meet its conditions, with the results of its steps; `given` roles stay.
 
-    ValueError when 300 draws (30 with `given`) meets the conditions (an odd number cannot be halved).
+    ValueError when no draw of 300 (30 with `given`) meets the conditions: an odd number cannot be halved.
     """
     for _ in range(300 if given is None else 30):
         roles = dict(given or {})
@@ -174,8 +176,8 @@ def draw_next(name: str, rng: random.Random, hard: bool, given: dict, used: set)
 def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool) -> bool:
     if name.isupper():
         options = choices(spec)
-        taken = list(roles.values())
-        roles[name] = next((option for option in rng.choices(options, k=20) if option not in taken), options[0])
+        free = [option for option in rng.sample(options, min(4, len(options))) if option not in roles.values()]
+        roles[name] = free[0] if free else rng.choice(options)
     elif spec[0] == "'":
         roles[name] = say(_template(spec[1:].replace("_", " "), "en", {}), roles, "en", NO_CHOICE, words=0)
     elif spec == "letter":
@@ -281,10 +283,13 @@ def ask(name: str, roles: dict, language: str, rng: random.Random, words: float 
 
 
 def joined(sentences: list[str], language: str) -> str:
+    """The sentences as running text."""
     return polished((" " if language == "en" else "").join(sentences), language)
 
 
-def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False) -> tuple[str, list[str], str]:
+# ---- whole problems ------------------------------------------------------------------------------------------------
+
+def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False) -> Exercise:
     """(question, steps, answer) of one drawing of `schema`."""
     roles = draw(schema, rng, hard)
     return worded(schema, roles, rng, language), steps_of(schema.steps, roles, language), \
@@ -331,12 +336,13 @@ def labelled(label: str, roles: dict, language: str) -> str:
 
 
 def answer_of(schema: Schema, roles: dict, language: str, rng: random.Random) -> str:
+    """The answer as the section words it; without a wording, the last result."""
     if schema.answers.get(language):
         return pick(schema.answers, roles, language, rng, words=0)
     return str(roles[schema.steps[-1][0]])
 
 
-def tell_chain(rng: random.Random, language: str, hard: bool) -> tuple[str, list[str], str]:
+def tell_chain(rng: random.Random, language: str, hard: bool) -> Exercise:
     """Someone's number of things changes several times; asked for is the end, or (undoing each change) the start."""
     frame, back, undo = rng.choice(schemas()["chain"]), rng.random() < 0.35, []
     told, hidden, end, ask_end, ask_start = frame.facts
@@ -361,7 +367,7 @@ def tell_chain(rng: random.Random, language: str, hard: bool) -> tuple[str, list
     return joined(sentences, language), steps, str(start if back else roles["n"])
 
 
-def tell_relations(rng: random.Random, language: str, hard: bool) -> tuple[str, list[str], str]:
+def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
     """Everybody has more, fewer or so many times as many as somebody before; asked for is the last, or all."""
     frame = rng.choice(schemas()["relations"])
     roles = draw(frame, rng, hard)
@@ -389,7 +395,7 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> tuple[str, 
     return joined(sentences, language), steps, str(total)
 
 
-def listed(items: list[str], language: str, end: str = "") -> str:
+def listed(items: list[str], language: str) -> str:
     """`a, b and c` / a、b和c."""
-    last = end or {"en": " and ", "zh": "和"}[language]
-    return items[0] if len(items) == 1 else ({"en": ", ", "zh": "、"}[language]).join(items[:-1]) + last + items[-1]
+    comma, last = {"en": (", ", " and "), "zh": ("、", "和")}[language]
+    return comma.join(items[:-1]) + last + items[-1]
