@@ -71,16 +71,16 @@ def _expression(rng: random.Random, n: int, hard: bool) -> str:
     if n == 1:
         low, high = (1, 99) if rng.random() < 0.6 else (50, 999) if hard else (1, 9)
         return str(rng.randint(low, high))
-    left = rng.randint(1, n - 1)
-    sign = rng.choice("++--**/")
-    a, b = _expression(rng, left, hard), _expression(rng, n - left, hard)
+    sign = rng.choice("++--**/" if n == 2 else "++--**")
     if sign == "/":                                              # exact: the left side is a multiple of the right
-        b = str(rng.randint(2, 9))
-        a = str(int(b) * rng.randint(2, 99 if hard else 30))
+        divisor = rng.randint(2, 9)
+        return f"{divisor * rng.randint(2, 99 if hard else 30)}/{divisor}"
+    left = rng.randint(1, n - 1)
+    a, b = _expression(rng, left, hard), _expression(rng, n - left, hard)
     loose = lambda text: any(char in "+-" for char in re.sub(r"\(.*\)", "()", text))
-    if sign in "*/" and loose(a):
+    if sign == "*" and loose(a):
         a = f"({a})"
-    if (sign in "*/" and not b.isdigit()) or (sign == "-" and loose(b)):
+    if (sign == "*" and not b.isdigit()) or (sign == "-" and loose(b)):
         b = f"({b})"
     return a + sign + b
 
@@ -88,8 +88,8 @@ def _expression(rng: random.Random, n: int, hard: bool) -> str:
 def expression(rng: random.Random, language: str, split: str) -> Exercise:
     """1: precedence and parentheses; no result beyond four digits."""
     hard = split == "harder"
-    if rng.random() < 0.12:                                      # told in words
-        return tell(rng.choice(schemas()["sum-words/"]), rng, language, hard)
+    if not hard and rng.random() < 0.12:                         # told in words
+        return tell(rng.choice(schemas()["sum-words/"]), rng, language)
     while True:
         text = _expression(rng, rng.randint(5, 6) if hard else rng.choice((2, 3, 3, 3, 4, 4)), hard)
         steps, value = worked(text)
@@ -254,7 +254,8 @@ def series(rng: random.Random, language: str, split: str) -> Exercise:
     """8: the next number of a sequence, times of day, days of the week."""
     hard, kind = split == "harder", rng.random()
     if kind < 0.5:
-        return tell(rng.choice(schemas()["series/" if kind < 0.4 else "dates/"]), rng, language, hard)
+        options = schemas()["series/"] if kind < 0.4 else _longer(schemas()["dates/"], hard)
+        return tell(rng.choice(options), rng, language, hard)
     return (_clock if kind < 0.78 else _weekday)(rng, language, hard)
 
 
@@ -314,7 +315,7 @@ ORDINALS = {"en": ["first", "second", "third", "fourth", "fifth", "sixth"], "zh"
 def reading(rng: random.Random, language: str, split: str) -> Exercise:
     """9: a question on a passage of the world, answered from its record of events."""
     while True:
-        told = _drawn_story(rng, language, split)
+        told = _drawn_story(rng, language, split, 20000)
         passage, events = _passage(told, language, LENGTHS[language][split == "harder"])
         for kind in rng.sample((_about_one, _about_one, _about_two, _about_rest), 4):
             if answered := kind(rng, language, passage, events):
@@ -371,9 +372,9 @@ def _story(index: int, split: str, language: str) -> world.Story:
     return world.story(index, split=split, language=language)
 
 
-def _drawn_story(rng: random.Random, language: str, split: str) -> world.Story:
-    """A story of the world's train split for train; for the others a few of its test split."""
-    return _story(rng.randrange(4000), "train", language) if split == "train" else \
+def _drawn_story(rng: random.Random, language: str, split: str, n: int) -> world.Story:
+    """One of `n` stories of the world's train split for train; for the others one of a few of its test split."""
+    return _story(rng.randrange(n), "train", language) if split == "train" else \
         _story(rng.randrange(600), "test", language)
 
 
@@ -448,7 +449,7 @@ def tale(rng: random.Random, language: str, split: str) -> tuple[str, str]:
     """A short story of the world about the people and things that are asked for."""
     limit = {"en": 480, "zh": 170}[language]
     while True:
-        told = _drawn_story(rng, language, split)
+        told = _drawn_story(rng, language, split, 4000)
         things = [event.object for event in told.events if event.object and name(event.object, language) in told.text]
         if len(told.text) <= limit and told.events[0].actor and things:
             roles = {"A": concepts()[told.events[0].actor], "X": concepts()[things[0]]}
