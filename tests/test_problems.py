@@ -132,9 +132,13 @@ def test_a_word_problem_means_what_its_steps_compute():
                 question, steps, final = tell(schema, random.Random(seed), language, hard=seed > 3)
                 numbers = {role: value for role, value in roles.items() if role.islower()}
                 assert Fraction(final) == exact(formula, **numbers), (schema.name, question)
-                for letter in set(re.findall("[a-z]", formula)):
+                letters = set(re.findall("[a-z]", formula))
+                for letter in letters:
                     assert stands(roles[letter], question, language), (letter, roles[letter], question)
-                assert steps
+                if schema.leaves:                                # the story goes on from this result
+                    question, more, final = tell(schema, random.Random(seed), language, seed > 3, longer=1.0)
+                    assert more[:len(steps)] == steps and equalities(more[-1])[1] == final
+                    assert all(stands(roles[letter], question, language) for letter in letters)
 
 
 def stands(value, question, language):

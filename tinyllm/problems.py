@@ -166,7 +166,7 @@ def story(rng: random.Random, language: str, split: str) -> Exercise:
         return tell_chain(rng, language, hard)
     if kind < (0.7 if hard else 0.3):
         return tell_relations(rng, language, hard)
-    return tell(rng.choice(_longer(schemas()["story/"], hard)), rng, language, hard)
+    return tell(rng.choice(_longer(schemas()["story/"], hard)), rng, language, hard, longer=0.4)
 
 
 def _longer(options: list[Schema], hard: bool) -> list[Schema]:

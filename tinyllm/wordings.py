@@ -36,6 +36,7 @@ class Schema:
     roles: list[tuple[str, str]]                                 # ("A", "child"), ("a", "3..9"), ("b", "a*2")
     steps: list[tuple[str, str, dict]] = field(default_factory=list)     # result, expression, label by language
     needs: list[str] = field(default_factory=list)               # conditions such as `a<b`
+    leaves: str = ""                                             # "left" or "all": the story may go on from its result
     facts: list[dict] = field(default_factory=list)              # - sentences, in order
     asks: dict = field(default_factory=dict)                     # ? the question
     wholes: dict = field(default_factory=dict)                   # * facts and question in one
@@ -60,6 +61,8 @@ def schemas() -> dict[str, list[Schema]]:
             schema.steps.append((result, expression, {"en": english, "zh": chinese}))
         elif mark == "!":
             schema.needs.append(rest)
+        elif mark == "+":
+            schema.leaves = rest
         elif mark in ("-", "?", "*", ">"):
             texts = {"en": [], "zh": []}
             if mark == "-":
@@ -289,11 +292,18 @@ def joined(sentences: list[str], language: str) -> str:
 
 # ---- whole problems ------------------------------------------------------------------------------------------------
 
-def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False) -> Exercise:
-    """(question, steps, answer) of one drawing of `schema`."""
+def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: float = 0.0) -> Exercise:
+    """(question, steps, answer) of one drawing of `schema`; a share `longer` of those that can go on does."""
     roles = draw(schema, rng, hard)
-    return worded(schema, roles, rng, language), steps_of(schema.steps, roles, language), \
-        answer_of(schema, roles, language, rng)
+    steps = steps_of(schema.steps, roles, language)
+    if schema.leaves and rng.random() < longer:
+        given = {"A": roles["A"], "X": roles["X"], "$": roles["$"], "n": roles[schema.steps[-1][0]]}
+        further, drawn = draw_next("then/", rng, hard, given, set())
+        sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
+        sentences.append(pick(further.facts[schema.leaves == "all"], drawn, language, rng))
+        sentences.append(pick(further.asks, drawn, language, rng))
+        return joined(sentences, language), steps + steps_of(further.steps, drawn, language), str(drawn["r"])
+    return worded(schema, roles, rng, language), steps, answer_of(schema, roles, language, rng)
 
 
 def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> str:
@@ -368,10 +378,10 @@ def tell_chain(rng: random.Random, language: str, hard: bool) -> Exercise:
 
 
 def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
-    """Everybody has more, fewer or so many times as many as somebody before; asked for is the last, or all."""
+    """Each has more, fewer or so many times as many as the one before; asked for: the last, all, or a difference."""
     frame = rng.choice(schemas()["relations"])
     roles = draw(frame, rng, hard)
-    told, ask_last, ask_all = frame.facts
+    told, ask_last, ask_all, ask_more = frame.facts
     people, totals = [roles["A"]], [roles["n"]]
     sentences = [pick(told, roles, language, rng)]
     steps = steps_of([("", "n", {"en": "{A}", "zh": "{A}"})], roles, language)
@@ -387,12 +397,14 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
         sentences.reverse()
     if rng.random() < 0.1:
         sentences.insert(0, beside_the_point(rng.choice(people), "", language, rng))
-    roles["B"], total = people[-1], totals[-1]
-    if every := rng.random() < 0.5:
-        work, total = worked("+".join(map(str, totals)))
-        steps += work
-    sentences.append(pick(ask_all if every else ask_last, roles, language, rng))
-    return joined(sentences, language), steps, str(total)
+    less, more = sorted([0, -1], key=lambda place: totals[place])
+    kind = rng.choice(("last", "all", "more" if totals[less] < totals[more] else "last"))
+    question = {"last": ask_last, "all": ask_all, "more": ask_more}[kind]
+    roles |= {"A": people[more], "B": people[less]} if kind == "more" else {"B": people[-1]}
+    sentences.append(pick(question, roles, language, rng))
+    work, total = worked({"last": str(totals[-1]), "all": "+".join(map(str, totals)),
+                          "more": f"{totals[more]}-{totals[less]}"}[kind])
+    return joined(sentences, language), steps + work, str(total)
 
 
 def listed(items: list[str], language: str) -> str:
