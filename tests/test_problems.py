@@ -289,9 +289,8 @@ def test_every_family_has_at_least_thirty_wordings_in_each_language():
     for family in FAMILIES:
         for language in LANGUAGES:
             rows = (problem(i, 1, "train", family, language) for i in range(90 if family == "reading" else 260))
-            names = {name(concept.key, language) for concept in choices("person") if concept.key in concepts()}
             questions = (min(row.user.split("\n"), key=len) if family == "reading" else row.user for row in rows)
-            shapes = {problems.shape(re.sub("|".join(names), "@", question)) for question in questions}
+            shapes = set(map(problems.shape, questions))
             assert len(shapes) >= 30, (family, language, len(shapes))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tinyllm import world
 from tinyllm.config import Settings, command, opt, read_settings
 from tinyllm.grammar import polished
-from tinyllm.lexicon import LANGUAGES, concepts, name, word
+from tinyllm.lexicon import DIGITS, LANGUAGES, concepts, name, word
 from tinyllm.wordings import (
     Exercise,
     Schema,
@@ -91,7 +91,7 @@ def expression(rng: random.Random, language: str, split: str) -> Exercise:
     if not hard and rng.random() < 0.12:                         # told in words
         return tell(rng.choice(schemas()["sum-words/"]), rng, language)
     while True:
-        text = _expression(rng, rng.randint(5, 6) if hard else rng.choice((2, 3, 3, 3, 4, 4)), hard)
+        text = _expression(rng, rng.randint(5, 6) if hard else rng.choice((2, 3, 3, 4, 4, 4)), hard)
         steps, value = worked(text)
         results = [value_of(step.rsplit("=", 1)[1]) for step in steps]
         if not steps or len(steps) > 8 or any(abs(result) > 9999 or result != int(result) for result in results):
@@ -584,9 +584,15 @@ def _tokens(text: str) -> list[str]:
 
 
 def shape(question: str) -> str:
-    """The wording of a question with numbers, expressions and capitalised words masked."""
-    text = re.sub(r"[-+*/=×÷() ]*[\dx][-+*/=×÷().:\d ]*", "#", question)
-    return re.sub(r"\b[A-Z]\w+", "@", text)
+    """The wording of a question with names, numbers and expressions masked."""
+    text = _names().sub("@", question)
+    return re.sub(r"[-+*/=×÷() ]*[\dx][-+*/=×÷().:\d ]*", "#", re.sub(f"[{DIGITS}十百两]+", "#", text))
+
+
+@functools.cache
+def _names() -> re.Pattern:
+    people = {word(person, "", language, None) for person in choices("person") for language in LANGUAGES}
+    return re.compile("|".join(sorted(map(re.escape, people), key=len, reverse=True)))
 
 
 def report(files: dict[str, list[dict]]) -> dict:
