@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinyllm import bench, generate, train
-from tinyllm.config import PRESETS
+from tinyllm.config import read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 
 ROW_KEYS = {"name", "value", "unit", "ratios", "runs", "low", "high"}
@@ -73,7 +73,7 @@ def test_a_step_reads_the_tokens_of_a_default_step(model):
     config = train.TrainConfig(batch_size=2, max_steps=4, dtype="float32", compile="off")
     (step, first), seconds = bench.measure_steps(model, 2, 24, 100.0, config, 60.0)
     assert step["runs"] == 3 and first["runs"] == 1
-    assert step["value"] * seconds == pytest.approx(8 * 48)
+    assert step["value"] * seconds == pytest.approx(config.effective_batch_size * 48)
     per_second = 100e9 / bench.flops_per_token(model.config, 24)
     assert step["ratios"]["matmul ceiling"] == pytest.approx(step["value"] / per_second)
 
@@ -111,7 +111,7 @@ def test_without_the_tests_folder_the_textbook_is_left_out(no_compiler, monkeypa
 @pytest.mark.parametrize("preset, shapes", [("base", ["8x256", "4x512"]), ("nano", ["8x256"])])
 def test_presets_are_timed_at_2048_tokens(preset, shapes):
     """Both lengths that training uses, at equally many tokens."""
-    assert bench.BenchConfig(preset=preset, **PRESETS[preset]).shapes == shapes
+    assert read_settings(bench.BenchConfig, "bench", ["--preset", preset]).shapes == shapes
 
 
 @pytest.mark.parametrize("settings, message", [
