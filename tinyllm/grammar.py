@@ -63,7 +63,7 @@ def grammar() -> Grammar:
             texts = plot.steps[-1].texts
         else:
             assert mark in LANGUAGES, f"world_plots.txt: cannot read {line!r}"
-            texts[mark].append(_template(rest, mark, phrases))
+            texts[mark].append(template(rest, mark, phrases))
     return rules
 
 
@@ -78,7 +78,7 @@ def _step(mark: str, words: list[str]) -> Step:
     return step
 
 
-def _template(text: str, language: str, phrases: dict) -> list:
+def template(text: str, language: str, phrases: dict) -> list:
     """A wording as a list of strings, slots (tuples) and choices (lists of templates)."""
     stack: list[list] = [[[]]]                                   # each level holds the alternatives read so far
     for token in re.findall(r"[\[\]|]|\{[^}]*\}|<[^>]*>|[^\[\]|{<]+", text.replace("\\n", "\n")):

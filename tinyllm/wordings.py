@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from tinyllm.grammar import _template, polished
+from tinyllm.grammar import polished, template
 from tinyllm.lexicon import LANGUAGES, Concept, data_lines, members, number, plurals, word
 
 FILES = ("problems_stories.txt", "problems_chances.txt", "problems_asks.txt", "problems_instructions.txt")
@@ -73,7 +73,7 @@ def schemas() -> dict[str, list[Schema]]:
             texts = phrases.setdefault(rest, {"en": [], "zh": []})
         else:
             assert mark in LANGUAGES, f"problems data: cannot read {line!r}"
-            texts[mark].append(_template(rest, mark, phrases))
+            texts[mark].append(template(rest, mark, phrases))
     return table
 
 
@@ -182,7 +182,7 @@ def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool
         free = [option for option in rng.sample(options, min(4, len(options))) if option not in roles.values()]
         roles[name] = free[0] if free else rng.choice(options)
     elif spec[0] == "'":
-        roles[name] = say(_template(spec[1:].replace("_", " "), "en", {}), roles, "en", NO_CHOICE, words=0)
+        roles[name] = say(template(spec[1:].replace("_", " "), "en", {}), roles, "en", NO_CHOICE, words=0)
     elif spec == "letter":
         roles[name] = rng.choice("xxxxxxynabmk")
     elif ".." in spec:
@@ -332,7 +332,7 @@ def steps_of(steps: list, roles: dict, language: str) -> list[str]:
     for _, expression, label in steps:
         prefix = labelled(label[language], roles, language)
         if expression[0] == "'":
-            lines.append(prefix + say(_template(expression[1:], language, {}), roles, language, NO_CHOICE, words=0))
+            lines.append(prefix + say(template(expression[1:], language, {}), roles, language, NO_CHOICE, words=0))
             continue
         work, value = worked(expression, roles)
         lines += [*work[:-1], prefix + work[-1]] if work else [f"{prefix}{value}"]
@@ -341,7 +341,7 @@ def steps_of(steps: list, roles: dict, language: str) -> list[str]:
 
 def labelled(label: str, roles: dict, language: str) -> str:
     """What a step is about, with its colon; empty stays empty."""
-    text = say(_template(label, language, {}), roles, language, NO_CHOICE, words=0) if label else ""
+    text = say(template(label, language, {}), roles, language, NO_CHOICE, words=0) if label else ""
     return text + (": " if language == "en" else "：") if text else ""
 
 

@@ -1,0 +1,383 @@
+"""Nine families of exercises: a question, the lines that work it out one small operation at a time, and the answer.
+
+In: a random generator, a language and a split ("harder" means longer and larger). Wordings come from problems_*.txt
+through wordings.py; here is the arithmetic. Used by problems.py; explained by tests/test_problems.py.
+"""
+
+import functools
+import itertools
+import random
+import re
+from collections.abc import Callable
+
+from tinyllm import world
+from tinyllm.grammar import polished
+from tinyllm.lexicon import LANGUAGES, concepts, name, word
+from tinyllm.wordings import (
+    Exercise,
+    Schema,
+    answer_of,
+    ask,
+    choices,
+    labelled,
+    listed,
+    pick,
+    schemas,
+    steps_of,
+    tell,
+    tell_chain,
+    tell_relations,
+    value_of,
+    worked,
+)
+
+# ---- 1, 2: arithmetic ----------------------------------------------------------------------------------------------
+
+def _expression(rng: random.Random, n: int, hard: bool) -> str:
+    """A random expression of `n` numbers, written with the parentheses it needs."""
+    if n == 1:
+        low, high = (1, 99) if rng.random() < 0.6 else (50, 999) if hard else (1, 9)
+        return str(rng.randint(low, high))
+    sign = rng.choice("++--**/" if n == 2 else "++--**")
+    if sign == "/":                                              # exact: the left side is a multiple of the right
+        divisor = rng.randint(2, 9)
+        return f"{divisor * rng.randint(2, 99 if hard else 30)}/{divisor}"
+    left = rng.randint(1, n - 1)
+    a, b = _expression(rng, left, hard), _expression(rng, n - left, hard)
+    loose = lambda text: any(char in "+-" for char in re.sub(r"\(.*\)", "()", text))
+    if sign == "*" and loose(a):
+        a = f"({a})"
+    if (sign == "*" and not b.isdigit()) or (sign == "-" and loose(b)):
+        b = f"({b})"
+    return a + sign + b
+
+
+def expression(rng: random.Random, language: str, split: str) -> Exercise:
+    """1: precedence and parentheses; no result beyond four digits."""
+    hard = split == "harder"
+    if not hard and rng.random() < 0.12:                         # told in words
+        return tell(rng.choice(schemas()["sum-words/"]), rng, language)
+    while True:
+        text = _expression(rng, rng.randint(5, 6) if hard else rng.choice((2, 3, 3, 4, 4, 4)), hard)
+        steps, value = worked(text)
+        results = [value_of(step.rsplit("=", 1)[1]) for step in steps]
+        if not steps or len(steps) > 8 or any(abs(result) > 9999 or result != int(result) for result in results):
+            continue
+        shown = text.replace("*", "×").replace("/", "÷") if rng.random() < 0.3 else text
+        shown = re.sub(r"([-+*/×÷])", r" \1 ", shown) if rng.random() < 0.25 else shown
+        return ask("sum/ask", {"e": shown, **_pupil(rng)}, language, rng), steps, str(value)
+
+
+def _pupil(rng: random.Random) -> dict:
+    return {"A": rng.choice(choices("person"))}
+
+
+def column(rng: random.Random, language: str, split: str) -> Exercise:
+    """2: one operation on longer numbers, lowest digit first with carries."""
+    hard = split == "harder"
+    sign, low, digits = rng.choice("+-*"), 1000 if hard else 11, rng.randint(4, 5) if hard else rng.randint(2, 4)
+    a, b = (rng.randint(low, 10 ** digits - 1) for _ in range(2))
+    if sign == "*":
+        a = rng.randint(*((100, 999) if hard else rng.choice([(11, 99), (100, 999)])))
+        b = rng.randint(11, 999 if hard else 99) if a < 100 or hard else rng.randint(2, 9)
+    elif sign == "-" and a < b:
+        a, b = b, a
+    steps = {"+": _add_columns, "-": _subtract_columns, "*": _multiply_columns}[sign](a, b)
+    result = value_of(f"{a}{sign}{b}")
+    shown = sign.replace("*", rng.choice("*×"))
+    if rng.random() < 0.15:
+        return ask("column/stacked", {"e": f"  {a:>6}\n{shown} {b:>6}"}, language, rng), steps, str(result)
+    space = rng.choice(["", "", " "])
+    return ask("column/ask", {"e": f"{a}{space}{shown}{space}{b}", **_pupil(rng)}, language, rng), steps, str(result)
+
+
+def _digits(n: int) -> list[int]:
+    return [int(digit) for digit in reversed(str(n))]
+
+
+def _add_columns(a: int, b: int) -> list[str]:
+    steps, carry = [], 0
+    for x, y in itertools.zip_longest(_digits(a), _digits(b), fillvalue=0):
+        total = x + y + carry
+        steps.append(f"{x}+{y}{'+1' if carry else ''}={total}")
+        carry = total // 10
+    return [*steps, f"{a}+{b}={a + b}"]
+
+
+def _subtract_columns(a: int, b: int) -> list[str]:
+    steps, borrow = [], 0
+    for x, y in itertools.zip_longest(_digits(a), _digits(b), fillvalue=0):
+        top = x + 10 if x - borrow < y else x
+        steps.append(f"{top}{'-1' if borrow else ''}-{y}={top - borrow - y}")
+        borrow = int(top > x)
+    return [*steps, f"{a}-{b}={a - b}"]
+
+
+def _multiply_columns(a: int, b: int) -> list[str]:
+    if b > 9:
+        return worked(f"{a}*{b}")[0]
+    steps, carry = [], 0
+    for x in _digits(a):
+        total = x * b + carry
+        steps.append(f"{x}*{b}{f'+{carry}' if carry else ''}={total}")
+        carry = total // 10
+    return [*steps, f"{a}*{b}={a * b}"]
+
+
+# ---- 3, 4, 5, 6: problems that are all data ------------------------------------------------------------------------
+
+def story(rng: random.Random, language: str, split: str) -> Exercise:
+    """3: word problems: a scene from the data file, a chain of changes, or people compared in a row."""
+    kind, hard = rng.random(), split == "harder"
+    if kind < (0.35 if hard else 0.15):
+        return tell_chain(rng, language, hard)
+    if kind < (0.7 if hard else 0.3):
+        return tell_relations(rng, language, hard)
+    return tell(rng.choice(_longer(schemas()["story/"], hard)), rng, language, hard, longer=0.4)
+
+
+def _longer(options: list[Schema], hard: bool) -> list[Schema]:
+    """For the harder split: only schemas with larger numbers and at least two computed steps."""
+    return [schema for schema in options if any(spec[-1] == "^" for _, spec in schema.roles)
+            and sum(bool(result) for result, _, _ in schema.steps) > 1] if hard else options
+
+
+def chance(rng: random.Random, language: str, split: str) -> Exercise:
+    """4: the probability of a draw as a reduced fraction."""
+    return tell(rng.choice(_longer(schemas()["chance/"], split == "harder")), rng, language, split == "harder")
+
+
+def rate(rng: random.Random, language: str, split: str) -> Exercise:
+    """5: rates with a letter: `8x`, `40x`, `8x+5`."""
+    return tell(rng.choice(_longer(schemas()["rate/"], split == "harder")), rng, language, split == "harder")
+
+
+def equation(rng: random.Random, language: str, split: str) -> Exercise:
+    """6: linear equations with a whole solution; each line keeps the balance or works out a number."""
+    return tell(rng.choice(schemas()["equation-hard/" if split == "harder" else "equation/"]), rng, language,
+                split == "harder")
+
+
+# ---- 7: order ------------------------------------------------------------------------------------------------------
+
+def order(rng: random.Random, language: str, split: str) -> Exercise:
+    """7: who is tallest, second, or taller: a row of comparisons put in order; or numbers sorted."""
+    hard = split == "harder"
+    if rng.random() < 0.25:
+        return _sorted_numbers(rng, language, hard)
+    schema, n = rng.choice(schemas()["order/"]), 5 if hard else rng.choice((3, 3, 4, 4))
+    people = _apart(rng, choices(schema.roles[0][1]), n, language)   # from the most to the least
+    pairs = list(itertools.pairwise(people))
+    rng.shuffle(pairs)
+    facts, most, least, place, whole, compare = schema.facts
+    sentences = [pick(facts, {"A": a, "B": b}, language, rng) for a, b in pairs]
+    called = lambda person: word(person, "", language, None)
+    chain = " > ".join(map(called, people))
+    steps = [*(f"{called(a)} > {called(b)}" for a, b in pairs), chain]
+    k, kind = rng.randint(2, n - 1), rng.choice(("most", "least", "place", "whole", "compare"))
+    if kind == "compare":
+        i, j = rng.sample(range(n), 2)
+        roles, final = {"A": people[i], "B": people[j]}, {"en": ("no", "yes"), "zh": ("不是", "是")}[language][i < j]
+    else:
+        roles = {"k": ORDINALS[language][k - 1]}
+        final = called(people[{"most": 0, "least": -1, "place": k - 1}.get(kind, 0)]) if kind != "whole" else \
+            ", ".join(map(called, people))
+    question = {"most": most, "least": least, "place": place, "whole": whole, "compare": compare}[kind]
+    question = pick(question, roles, language, rng)
+    sentences = [question, *sentences] if rng.random() < 0.15 else [*sentences, question]
+    return polished((" " if language == "en" else "").join(sentences), language), steps, final
+
+
+def _apart(rng: random.Random, options: list, n: int, language: str) -> list:
+    """`n` of the options, drawn until no name is part of another: 鸡 and 母鸡 would confuse."""
+    while True:
+        drawn = rng.sample(options, n)
+        called = [word(one, "", language, None) for one in drawn]
+        if not any(a in b for a, b in itertools.permutations(called, 2)):
+            return drawn
+
+
+def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
+    """Take the smallest that is left, again and again."""
+    top = rng.choice((200, 1000, 2000) if hard else (20, 100, 1000))
+    low, n = -top // 4 if rng.random() < 0.2 else 1, rng.randint(6, 7) if hard else rng.randint(3, 5)
+    numbers = rng.sample(range(low, top), n)
+    down, kind = rng.random() < 0.5, rng.choice(("all", "all", "ends", "second"))
+    ranked = sorted(numbers, reverse=down)
+    shown = listed([str(number) for number in numbers], language) if rng.random() < 0.5 else \
+        ", ".join(map(str, numbers)) if language == "en" else "，".join(map(str, numbers))
+    question = ask(f"sort/{kind}-{'down' if down else 'up'}", {"e": shown}, language, rng)
+    needed = {"all": len(numbers), "ends": 1, "second": 2}[kind]
+    left, steps = list(numbers), []
+    for value in ranked[:needed]:
+        steps.append(" ".join(map(str, left)) + f" -> {value}")
+        left.remove(value)
+    return question, steps, ", ".join(map(str, ranked)) if kind == "all" else str(ranked[needed - 1])
+
+
+# ---- 8: sequences, clock, calendar ---------------------------------------------------------------------------------
+
+def series(rng: random.Random, language: str, split: str) -> Exercise:
+    """8: the next number of a sequence, times of day, days of the week."""
+    hard, kind = split == "harder", rng.random()
+    if kind < 0.5:
+        options = schemas()["series/"] if kind < 0.4 else _longer(schemas()["dates/"], hard)
+        return tell(rng.choice(options), rng, language, hard)
+    return (_clock if kind < 0.78 else _weekday)(rng, language, hard)
+
+
+def _clock(rng: random.Random, language: str, hard: bool) -> Exercise:
+    """When something ends, when it began, or how long it took; hours and minutes apart."""
+    start, long = rng.randrange(6 * 12, 18 * 12) * 5, rng.randint(3, 65 if hard else 30) * 5
+    end = min(start + long, 23 * 60 + 55)
+    long = end - start
+    (h, m), (i, n) = divmod(start, 60), divmod(end, 60)
+    hours, minutes = divmod(long, 60)
+    time = lambda hour, minute: f"{hour}:{minute:02}"
+    kind, steps = rng.choice(("end", "start", "long")), []
+    if kind == "end":
+        steps = [f"{m}+{minutes}={m + minutes}"]
+        if m + minutes > 59:
+            steps += [f"{m + minutes}-60={n}", f"{h}+1={h + 1}"]
+        steps += [f"{i - hours}+{hours}={i}"] if hours else []
+    else:                                                        # minutes first; short of minutes, borrow an hour
+        take, fewer, gone = (minutes, hours, m) if kind == "start" else (m, h, minutes)
+        borrow = n < take
+        steps = [f"{n}+60={n + 60}", f"{i}-1={i - 1}"] if borrow else []
+        steps += [f"{n + 60 * borrow}-{take}={gone}"]
+        steps += [f"{i - borrow}-{fewer}={i - borrow - fewer}"] if fewer else []
+        if kind == "long" and hours:
+            steps += [f"{hours}*60={hours * 60}", f"{hours * 60}+{minutes}={long}"]
+    roles = {"s": time(h, m), "e": time(i, n), "A": rng.choice(choices("person")), "n": long,
+             "d": _duration(hours, minutes, language, rng)}
+    final = {"end": time(i, n), "start": time(h, m), "long": str(long)}[kind]
+    return ask(f"clock/{kind}", roles, language, rng, words=0), [*steps, final], final
+
+
+def _duration(hours: int, minutes: int, language: str, rng: random.Random) -> str:
+    if not hours or (rng.random() < 0.2 and hours < 2):
+        return f"{hours * 60 + minutes}" + {"en": " minutes", "zh": "分钟"}[language]
+    if language == "zh":
+        return f"{hours}小时" + (f"{minutes}分钟" if minutes else "")
+    return f"{hours} hour{'s' * (hours > 1)}" + (f" and {minutes} minutes" if minutes else "")
+
+
+def _weekday(rng: random.Random, language: str, hard: bool) -> Exercise:
+    """The day of the week some days from now or ago: whole weeks taken out, the rest counted."""
+    day, n, back = rng.randrange(7), rng.randint(30, 90) if hard else rng.randint(3, 30), rng.random() < 0.35
+    days = [name(key, language) for key in DAYS]
+    steps = [f"{n // 7}*7={n // 7 * 7}", f"{n}-{n // 7 * 7}={n % 7}"] if n > 6 else []
+    row = [days[(day + (-k if back else k)) % 7] for k in range(n % 7 + 1)]
+    steps += [" ".join(f"{k} {step}" for k, step in enumerate(row))]
+    roles = {"D": days[day], "n": n, "A": rng.choice(choices("person"))}
+    return ask(f"calendar/{'back' if back else 'on'}", roles, language, rng), steps, row[-1]
+
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+ORDINALS = {"en": ["first", "second", "third", "fourth", "fifth", "sixth"], "zh": ["一", "二", "三", "四", "五", "六"]}
+
+
+# ---- 9: reading ----------------------------------------------------------------------------------------------------
+
+def reading(rng: random.Random, language: str, split: str) -> Exercise:
+    """9: a question on a passage of the world, answered from its record of events."""
+    while True:
+        told = drawn_story(rng, language, split, 20000)
+        passage, events = _passage(told, language, LENGTHS[language][split == "harder"])
+        for kind in rng.sample((_about_one, _about_one, _about_two, _about_rest), 4):
+            if answered := kind(rng, language, passage, events):
+                question, steps, final = answered
+                return ask("passage", {"p": passage, "q": polished(question, language)}, language, rng), steps, final
+
+
+def _about_one(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> Exercise | None:
+    """Who, where, what, how many: the sentence that tells it is quoted, then its answer taken."""
+    found = [(schema, event) for schema in schemas()["read/"] for event in events
+             if _tells(schema, event, events, passage, language)]
+    if not found:
+        return None
+    schema, event = rng.choice(found)
+    roles = _event_roles(schema, event)
+    final = answer_of(schema, roles, language, rng)
+    label = schema.needs[0].split("|")[LANGUAGES.index(language)]
+    return pick(schema.asks, roles, language, rng), [event.text, labelled(label, {}, language) + final], final
+
+
+def _about_two(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> Exercise | None:
+    """Which of two things happened first."""
+    found = [(schema, event) for event in events for schema in schemas()["deed/"]
+             if _tells(schema, event, events, passage, language)]
+    if len({event.order for _, event in found}) < 2:
+        return None
+    two = sorted(rng.sample(found, 2), key=lambda item: item[1].order)
+    deeds = [pick(schema.asks, _event_roles(schema, event), language, rng) for schema, event in two]
+    if two[0][1].order == two[1][1].order or deeds[0] == deeds[1]:
+        return None
+    x, y = rng.sample(deeds, 2)
+    return ask("first", {"x": x, "y": y}, language, rng), [f"1: {deeds[0]}", f"2: {deeds[1]}"], deeds[0]
+
+
+def _about_rest(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> Exercise | None:
+    """How many are left of what somebody had, after giving some away."""
+    for had in events:
+        after = [event for event in events if event.order > had.order and event.object == had.object]
+        if had.action == "have" and had.count and len(after) == 1 and after[0].action == "give" \
+                and after[0].actor == had.actor and (after[0].count or 0) in range(1, had.count):
+            roles = {"A": concepts()[had.actor], "X": concepts()[had.object], "a": had.count, "b": after[0].count}
+            schema, = schemas()["left"]
+            roles["r"] = roles["a"] - roles["b"]
+            return pick(schema.asks, roles, language, rng), steps_of(schema.steps, roles, language), str(roles["r"])
+    return None
+
+
+LENGTHS = {"en": (420, 600), "zh": (150, 220)}                   # characters of a passage; longer in the harder split
+FIELDS = ("actor", "object", "recipient", "place", "count")
+
+
+@functools.lru_cache(maxsize=4096)
+def _story(index: int, split: str, language: str) -> world.Story:
+    return world.story(index, split=split, language=language)
+
+
+def drawn_story(rng: random.Random, language: str, split: str, n: int) -> world.Story:
+    """One of `n` stories of the world's train split for train; for the others one of a few of its test split."""
+    return _story(rng.randrange(n), "train", language) if split == "train" else \
+        _story(rng.randrange(600), "test", language)
+
+
+def _passage(told: world.Story, language: str, longest: int) -> tuple[str, list[world.Event]]:
+    """The beginning of a story, whole sentences up to `longest` characters, and the events they tell."""
+    sentences = []
+    for sentence in told.sentences:
+        if sum(map(len, sentences)) + len(sentence) > longest:
+            break
+        sentences.append(sentence)
+    spoken = {sentence.strip() for sentence in sentences}
+    return world.join(sentences, language), [event for event in told.events if event.text in spoken]
+
+
+def _tells(schema: Schema, event: world.Event, events: list[world.Event], passage: str, language: str) -> bool:
+    """Whether `event`, and no other one, answers the question of `schema`, and the passage names all it takes."""
+    fields = dict(schema.roles)
+    wanted, actions = fields.pop("answer", None), fields.pop("action").split(",")
+    if event.action not in actions or any(getattr(event, field) is None for field in fields.values()):
+        return False
+    known = [field for role, field in fields.items() if role != wanted]
+    alike = [other for other in events if other.action in actions
+             and all(getattr(other, field) == getattr(event, field) for field in known)]
+    counts = {other.count for other in events if other.object == event.object and other.count is not None}
+    named = all(name(getattr(event, field), language) in passage for field in fields.values() if field != "count")
+    source = fields.get(wanted)
+    quoted = source in (None, "actor", "count") or name(getattr(event, source), language) in event.text
+    return len(alike) == 1 and named and quoted and (wanted != "n" or len(counts) == 1)
+
+
+def _event_roles(schema: Schema, event: world.Event) -> dict:
+    """The roles of a question from the fields of an event."""
+    values = {role: getattr(event, field) for role, field in schema.roles if field in FIELDS}
+    return {role: concepts()[value] if isinstance(value, str) else value for role, value in values.items()}
+
+
+FAMILIES: dict[str, Callable] = {"expression": expression, "column": column, "story": story, "chance": chance,
+                                 "rate": rate, "equation": equation, "order": order, "series": series,
+                                 "reading": reading}
