@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -94,6 +95,16 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected one JSON object {{...}}, found a {type(values).__name__}")
     return values
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """After a crash `path` is absent, old or complete, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -23,20 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from tinyllm import clean
+from tinyllm.config import write_atomically
 from tinyllm.corpus import Tally
 from tinyllm.tokenizer import Tokenizer
 
 SHARD_TOKENS = 64_000_000             # 128 MB a file
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """After a crash `path` is absent, old or complete, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def text_hash(text: str) -> int:

@@ -7,7 +7,6 @@ A problem is a pure function of (index, seed, split). Explained by tests/test_pr
 import functools
 import itertools
 import json
-import os
 import random
 import re
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllm.config import Settings, command, opt, read_settings
+from tinyllm.config import Settings, command, opt, read_settings, write_atomically
 from tinyllm.exercises import FAMILIES, drawn_story
 from tinyllm.grammar import polished
 from tinyllm.lexicon import DIGITS, LANGUAGES, concepts, name, word
@@ -261,6 +260,7 @@ def write(config: ProblemsConfig) -> dict:
             (("train", config.cot), ("val", config.val), ("test", config.test), ("harder", config.harder))]
     plan += [(f"sft_{split}", sft_rows, n, split) for split, n in
              (("train", config.sft), ("val", config.val), ("test", config.test))]
+    Path(config.out).mkdir(parents=True, exist_ok=True)
     files = {}
     for file, rows_of, n, split in plan:
         files[file] = rows = []
@@ -270,19 +270,9 @@ def write(config: ProblemsConfig) -> dict:
                 print(f"{file}: {len(rows)} of {n} rows", file=sys.stderr)
         if len(rows) < n:
             print(f"{file}: only {len(rows)} of {n} rows, as no other questions turned up", file=sys.stderr)
-        _save(Path(config.out) / f"{file}.jsonl", rows)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(Path(config.out) / f"{file}.jsonl", lines.encode())
     return report(files)
-
-
-def _save(path: Path, rows: list[dict]) -> None:
-    """Atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _table(facts: dict) -> str:

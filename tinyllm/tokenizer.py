@@ -20,7 +20,7 @@ from pathlib import Path
 import sentencepiece
 
 from tinyllm import corpus
-from tinyllm.config import PRESETS, Settings, command, opt, read_command
+from tinyllm.config import PRESETS, Settings, command, opt, read_command, write_atomically
 
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|sep|>")     # ids 4 to 7
 SPACE = "\u2581"                                                     # SentencePiece writes a space as "▁"
@@ -57,12 +57,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes the model to the file `path`; an interrupted save leaves the old file."""
-        temporary = Path(f"{path}.tmp")
-        with temporary.open("wb") as file:
-            file.write(self.model)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(Path(path), self.model)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Never a control token, whatever the text says; decode() gives `text` back exactly."""
