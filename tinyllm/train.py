@@ -143,10 +143,10 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
                 "tokens_per_second": n_tokens / (now - step_started), "progress": state.progress(config)})
         if len(val) and state.step % config.val_every == 0:
             validate()
+            state.seconds = before + time.monotonic() - started
         if save and state.step % config.save_every == 0:
             save(state, optim.state_tensors(model, optimizers))
             saved_at = state.step
-        state.seconds = before + time.monotonic() - started
     if len(val) and state.val_loss is None and state.progress(config) >= 1:
         validate()
     if save and saved_at != state.step:
