@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import pytest
 
-from tinyllm import exercises, problems
+from tinyllm import problems, reading
 from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.problems import FAMILIES, instruction, normalise, overlap, problem, split_of
 from tinyllm.wordings import choices, draw, schemas, tell
@@ -35,8 +35,8 @@ def exact(text, **letters):
 @pytest.fixture(scope="module")
 def sample():
     """{(family, language, split): problems}; the stories behind the passages are kept as `problem.told`."""
-    rows, original, told = {}, exercises._story, []
-    exercises._story = lambda *key: told.append(original(*key)) or told[-1]
+    rows, original, told = {}, reading._story, []
+    reading._story = lambda *key: told.append(original(*key)) or told[-1]
     try:
         for family in FAMILIES:
             for language in LANGUAGES:
@@ -46,7 +46,7 @@ def sample():
                         row.told = [story for story in told if family == "reading" and story.sentences[0] in row.user]
                     told.clear()
     finally:
-        exercises._story = original
+        reading._story = original
     return rows
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm.config import Settings, command, opt, read_settings, write_atomically
-from tinyllm.exercises import FAMILIES, drawn_story
+from tinyllm.exercises import FAMILIES
 from tinyllm.grammar import polished
 from tinyllm.lexicon import DIGITS, LANGUAGES, concepts, name, word
+from tinyllm.reading import drawn_story
 from tinyllm.wordings import (
     Schema,
     answer_of,
