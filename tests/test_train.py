@@ -330,6 +330,16 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_used(tmp_path, tokenize
     assert_same(weights(unbroken), weights(resumed))
 
 
+def test_a_state_this_version_cannot_read_is_set_aside(tmp_path, tokenizer, capsys):
+    """A counter it does not know might matter; the state before it is whole."""
+    config = replace(CONFIG, save_every=5)
+    stage(tmp_path, tokenizer, config)
+    file = checkpoint.steps(tmp_path)[-1] / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"mood": "good"}))
+    stage(tmp_path, tokenizer, config)
+    assert "unknown setting 'mood'; set aside as damaged-step-00000020" in capsys.readouterr().err
+
+
 def test_a_folder_with_another_model_is_refused(tmp_path, tokenizer):
     """Resuming must not quietly train something else than was asked for."""
     stage(tmp_path, tokenizer)

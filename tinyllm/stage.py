@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tinyllm import checkpoint
+from tinyllm.config import from_dict, read_json
 from tinyllm.data import Batch
 from tinyllm.model import TinyLLM
 from tinyllm.tokenizer import Tokenizer
@@ -74,7 +75,7 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer) -> tuple[TrainS
         try:
             stored, words = checkpoint.load(newest)
             tensors = checkpoint.read_tensors(newest / "optimizer.safetensors")
-            state = TrainState(**checkpoint.read_json(newest / "state.json"))
+            state = from_dict(TrainState, read_json(newest / "state.json"), str(newest / "state.json"))
         except ValueError as error:
             print(f"{error}; set aside as damaged-{newest.name}", file=sys.stderr)
             newest.rename(folder / f"damaged-{newest.name}")

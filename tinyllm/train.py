@@ -60,7 +60,6 @@ class TrainState:
     seconds: float = 0.0                                             # spent in the loop, over all sittings
     loss: float | None = None                                        # mean of the last step, nats per token
     val_loss: float | None = None                                    # of these weights, if they were validated
-    best_val_loss: float | None = None
 
     def progress(self, config: TrainConfig) -> float:
         """Share of the run that is done: the largest share of any limit."""
@@ -103,7 +102,6 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
 
     def validate() -> None:
         state.val_loss = mean_loss(model, val, loss_fn, dtype)
-        state.best_val_loss = min(state.val_loss, state.best_val_loss or math.inf)
         report({"step": state.step, "tokens": state.tokens, "seconds": before + time.monotonic() - started,
                 "val_loss": state.val_loss})
 
