@@ -209,7 +209,7 @@ def test_validation_is_the_mean_over_all_targets_without_dropout():
     few, many = batch_at(0), batch_at(1)
     few.targets[:, 2:] = IGNORE
     model = fresh().train()
-    measured = train.mean_loss(model, [few, many])
+    measured = (lambda total, count: total / count)(*train.loss_sums(model, [few, many]))
     (a, n), (b, m) = (next_token_loss(model.eval(), batch) for batch in (few, many))
     assert int(n) == 8 and int(m) == 64 and measured == pytest.approx(float((a + b) / (n + m)))
 
@@ -228,7 +228,7 @@ def test_validation_does_not_change_training():
     """Looking at the held-out text must leave no trace."""
     with_val, without = fresh(), fresh()
     rows = []
-    train.train(with_val, batch_at, CONFIG, val=[batch_at(99)], report=rows.append)
+    train.train(with_val, batch_at, CONFIG, val={"rows": [batch_at(99)]}, report=rows.append)
     train.train(without, batch_at, CONFIG)
     assert_same(weights(with_val), weights(without))
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15, 20]
@@ -254,8 +254,8 @@ def test_a_compiler_that_fails_costs_one_line_not_the_run(monkeypatch, capsys):
 
 def stage(folder, tokenizer, config=CONFIG, shape=SHAPE, **more):
     model = fresh(replace(shape, vocab_size=tokenizer.vocab_size))
-    rows = lambda step: Batch(*(t % tokenizer.vocab_size for t in vars(batch_at(step)).values()))
-    state = run_stage(model, tokenizer, rows, config, folder, val=[rows(99)], bytes_per_token=2.0, **more)
+    rows = lambda step: Batch(batch_at(step).tokens % tokenizer.vocab_size, batch_at(step).targets % tokenizer.vocab_size)
+    state = run_stage(model, tokenizer, rows, config, folder, val={"rows": [rows(99)]}, bytes_per_token=2.0, **more)
     return model, state
 
 

@@ -44,7 +44,8 @@ def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, s
                   folder / "model.safetensors")
         tokenizer.save(folder / "tokenizer.model")
         _write_json(folder / "config.json", {
-            "model": dataclasses.asdict(model.config), "stage": run.name, "settings": dataclasses.asdict(settings),
+            "model": dataclasses.asdict(model.config), "stage": run.name, "chat": getattr(settings, "chat", False),
+            "settings": dataclasses.asdict(settings),
             "step": state["step"], "seed": settings.seed, "versions": {
                 "tinyllm": tinyllm.__version__, "torch": torch.__version__, "python": platform.python_version()}})
         if optimizer is not None:

@@ -1,12 +1,16 @@
 """Token files -> batches. What step s learns from is a pure function of (seed, s), so resuming needs no replay.
 
-In: a folder written by `python -m tinyllm.prepare`. Out: `Batch`, the only thing the training loop reads.
+In: a folder written by `python -m tinyllm.prepare`, or examples of the later stages. Out: `Batch`, the only thing the
+training loop reads.
 Shapes: B rows, T tokens. Explained by tests/test_data.py.
 """
 
+import bisect
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,19 +23,24 @@ IGNORE = -100                                                        # a target 
 
 @dataclass
 class Batch:
-    """`targets[b, t]` is the token to predict after reading `tokens[b, :t + 1]`, or IGNORE. Both (B, T), int64."""
+    """`targets[b, t]` is the token to predict after reading `tokens[b, starts[b, t]:t + 1]`, or IGNORE.
+
+    All (B, T), int64. Without `starts` a row is one text from its beginning.
+    """
 
     tokens: Tensor
     targets: Tensor
+    starts: Tensor | None = None
 
     def split(self, rows: int) -> list["Batch"]:
         """Micro-batches of at most `rows` rows."""
-        return [Batch(*pair) for pair in zip(self.tokens.split(rows), self.targets.split(rows))]
+        parts = [part.split(rows) for part in (self.tokens, self.targets, self.starts) if part is not None]
+        return [Batch(*together) for together in zip(*parts)]
 
     def cut(self, length: int) -> "Batch":
-        """The same tokens as shorter rows: (B, T) -> (B * T / length, length). Unchanged if the rows are not longer."""
+        """The same tokens as shorter rows: (B, T) -> (B * T / length, length). Unchanged if the rows are not longer, or hold whole examples."""
         T = self.tokens.shape[1]
-        if length >= T:
+        if length >= T or self.starts is not None:
             return self
         if T % length:
             raise ValueError(f"rows of {T} tokens cannot be cut into rows of {length}; choose a divisor")
@@ -108,3 +117,73 @@ def held_out(tokens: TokenFiles, context: int, rows: int, max_tokens: int) -> li
     chosen = np.linspace(0, n_windows - 1, min(n_windows, max(1, max_tokens // context))).astype(int)
     windows = torch.from_numpy(np.stack([tokens.read(int(w) * context, context + 1) for w in chosen]))
     return next_token_batch(windows).split(rows)
+
+
+class Example(NamedTuple):
+    """Token ids of a whole text and, for each, whether the model learns to write it."""
+
+    ids: list[int]
+    learn: list[bool]
+
+
+class PackedExamples:
+    """batch_at(step) for fine-tuning: whole examples side by side in rows, each epoch's rows in a new order.
+
+    An example sees only itself (Batch.starts), so packing saves the padding and changes no loss. Every example must
+    fit: at most context + 1 ids.
+    """
+
+    def __init__(self, examples: Sequence[Example], context: int, rows: int, seed: int, pad: int = 0) -> None:
+        if not examples:
+            raise ValueError("no examples to learn from; check the file and what was dropped")
+        self.examples, self.context, self.rows, self.seed, self.pad = examples, context, rows, seed, pad
+        self.packed = pack([len(example.ids) for example in examples], context + 1)
+        self.n_tokens = sum(len(example.ids) for example in examples)
+        self.fill = self.n_tokens / (len(self.packed) * (context + 1))            # share of real tokens
+
+    def __call__(self, step: int) -> Batch:
+        """The rows of `step`: (rows, context). Every row comes once before any comes again."""
+        chosen = []
+        for n in range(step * self.rows, (step + 1) * self.rows):
+            epoch, position = divmod(n, len(self.packed))
+            chosen.append(self.packed[_order(len(self.packed), self.seed, epoch)[position]])
+        return self.batch(chosen)
+
+    def batches(self) -> list[Batch]:
+        """Everything once, in order, at most `rows` rows at a time: for validation."""
+        return [self.batch(self.packed[at:at + self.rows]) for at in range(0, len(self.packed), self.rows)]
+
+    def batch(self, chosen: Sequence[list[int]]) -> Batch:
+        """Rows that hold the examples with these numbers, padded at the end."""
+        shape = (len(chosen), self.context + 1)
+        ids, learn, starts = np.full(shape, self.pad), np.zeros(shape, bool), np.zeros(shape, np.int64)
+        for row, numbers in enumerate(chosen):
+            at = 0
+            for example in (self.examples[number] for number in numbers):
+                end = at + len(example.ids)
+                ids[row, at:end], learn[row, at:end], starts[row, at:end] = example.ids, example.learn, at
+                at = end
+            starts[row, at:] = at
+        batch = next_token_batch(torch.from_numpy(ids))
+        batch.targets[~torch.from_numpy(learn[:, 1:])] = IGNORE      # an example's first id is never learnt, so ...
+        return Batch(batch.tokens, batch.targets, torch.from_numpy(starts[:, :-1].copy()))  # ... none spills over
+
+
+def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Numbers of the examples that share a row of `room` ids: the longest left, then whatever still fits best."""
+    waiting: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        if length > room:
+            raise ValueError(f"an example of {length} tokens does not fit a row of {room}")
+        waiting.setdefault(length, []).append(number)
+    known, rows = sorted(waiting), []
+    while known:
+        row, free = [], room
+        while at := bisect.bisect_right(known, free):
+            length = known[at - 1]
+            row.append(waiting[length].pop())
+            free -= length
+            if not waiting[length]:
+                known.pop(at - 1)
+        rows.append(row)
+    return rows

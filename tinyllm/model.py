@@ -75,15 +75,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of the tokens read so far, so that each new token costs one row of attention.
 
-    Holds up to `room` tokens of `batch` sequences for every layer; `length` says how many are stored.
+    Holds up to `room` tokens of `batch` sequences for every layer; `length` says how many are stored. Prompts of
+    unequal length are padded on the left, and `starts` keeps the padding out of sight.
     """
 
     def __init__(self, config: ModelConfig, batch: int, room: int, dtype: torch.dtype = torch.float32,
-                 device: torch.device | str = "cpu") -> None:
+                 device: torch.device | str = "cpu", starts: Tensor | None = None) -> None:
         if room > config.context:
             raise ValueError(f"room for {room} tokens exceeds context={config.context}; ask for less")
         shape = (config.n_layers, batch, config.n_kv_heads, room, config.head_dim)
         self.config, self.room, self.length = config, room, 0
+        self.starts = starts                                         # (B, 1) first real token of each row, if padded
         self.keys = torch.empty(shape, dtype=dtype, device=device)   # (layers, B, K, room, E)
         self.values = torch.empty(shape, dtype=dtype, device=device)
 
@@ -103,13 +105,37 @@ class KVCache:
         other.length = self.length
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             theirs[:, :, :, :self.length] = mine[:, :, :, :self.length].repeat_interleave(n, dim=1)
+        if self.starts is not None:
+            other.starts = self.starts.repeat_interleave(n, dim=0)
         return other
+
+    def keep(self, rows: Tensor) -> None:
+        """Forgets all sequences but `rows` (their numbers), for example those that have ended."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.starts = None if self.starts is None else self.starts[rows]
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens; nothing is copied."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
+
+
+def visible(T: int, S: int, starts: Tensor | None = None) -> Tensor | None:
+    """Which of S keys each of the last T of S positions may look at: itself and the past, from its start on.
+
+    `starts` (B, T), or (B, 1) for whole rows: the first position of the example that a token belongs to, where a row
+    holds several examples or padding. Returns True where allowed, (B, 1, T, S) with starts, (T, S) without; None where
+    plain causal attention, or no mask at all, says the same.
+    """
+    if starts is None and T in (1, S):
+        return None
+    device = None if starts is None else starts.device
+    queries, keys = torch.arange(S - T, S, device=device)[:, None], torch.arange(S, device=device)     # the last T of S
+    if starts is None:
+        return keys <= queries                                                # (T, S)
+    # Padding before a start sees itself: a row of the mask without any True would make it NaN.
+    return ((keys <= queries) & ((keys >= starts[..., None]) | (keys == queries)))[:, None]     # (B, 1, T, S)
 
 
 class Attention(nn.Module):
@@ -119,13 +145,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         D, E = config.dim, config.head_dim
-        self.layer, self.head_dim, self.dropout = layer, E, config.dropout
+        self.layer, self.head_dim, self.drop = layer, E, nn.Dropout(config.dropout)
         self.wq = nn.Linear(D, config.n_heads * E, bias=False)
         self.wk = nn.Linear(D, config.n_kv_heads * E, bias=False)
         self.wv = nn.Linear(D, config.n_kv_heads * E, bias=False)
         self.wo = nn.Linear(config.n_heads * E, D, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
         B, T, _ = x.shape
         q = self.wq(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, H, T, E)
         k = self.wk(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, K, T, E)
@@ -133,13 +160,9 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
-        S = k.shape[2]
-        # is_causal aligns the first query with the first key: right only without a prefix. One token sees everything.
-        mask = None
-        if 1 < T < S:
-            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)      # (T, S)
+        # Without a mask: T tokens that follow nothing are causal; one token behind a prefix sees everything.
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=T == S and T > 1, dropout_p=self.dropout if self.training else 0.0,
+            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, dropout_p=self.drop.p if self.training else 0.0,
             enable_gqa=q.shape[1] != k.shape[1])                              # (B, H, T, E)
         return self.wo(out.transpose(1, 2).reshape(B, T, -1))                 # (B, T, D)
 
@@ -168,8 +191,9 @@ class Block(nn.Module):
         self.ffn = SwiGLU(config.dim, config.ffn_dim)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        x = x + self.drop(self.attention(self.attention_norm(x), rope, cache))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        x = x + self.drop(self.attention(self.attention_norm(x), rope, mask, cache))
         return x + self.drop(self.ffn(self.ffn_norm(x)))
 
 
@@ -197,8 +221,12 @@ class TinyLLM(nn.Module):
             out = module.wo if isinstance(module, Attention) else module.down
             nn.init.normal_(out.weight, std=0.02 / (2 * self.config.n_layers) ** 0.5)     # 2 residual steps a layer
 
-    def last_hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The state after the final norm: token ids (B, T) -> (B, T, D). With a cache, `tokens` follow its prefix."""
+    def last_hidden(self, tokens: Tensor, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
+        """The state after the final norm: token ids (B, T) -> (B, T, D). With a cache, `tokens` follow its prefix.
+
+        `starts` (B, T): for rows that hold several examples, where the example of each token begins; nothing before
+        it is seen. (Positions need no reset: rotary attention depends on distances alone.)
+        """
         start = cache.length if cache is not None else 0
         end = start + tokens.shape[1]
         limit = min(self.config.context, cache.room if cache is not None else self.config.context)
@@ -206,9 +234,10 @@ class TinyLLM(nn.Module):
             raise ValueError(f"sequence of {end} tokens exceeds the {limit} there is room for "
                              f"(context={self.config.context}); shorten the prompt")
         rope = self.rope_cos[start:end], self.rope_sin[start:end]             # (T, E/2) each
+        mask = visible(end - start, end, cache.starts if cache is not None else starts)
         x = self.drop(self.embed(tokens))                                     # (B, T, D)
         for block in self.blocks:
-            x = block(x, rope, cache)
+            x = block(x, rope, mask, cache)
         if cache is not None:
             cache.length = end
         return self.norm(x)                                                   # (B, T, D)

@@ -64,7 +64,7 @@ def pretrain(config: PretrainConfig, report: Callable[[dict], None] = lambda row
     ready(model, tokenizer)
     batch_at = PackedRows(tokens, shape.context, config.effective_batch_size, config.seed)
     val = held_out(val_tokens, shape.context, config.batch_size, config.val_tokens)
-    state = run_stage(model, tokenizer, batch_at, config, config.out, val=val, report=report,
+    state = run_stage(model, tokenizer, batch_at, config, config.out, val={"text": val}, report=report,
                       bytes_per_token=val_tokens.n_bytes / val_tokens.n_tokens)
     return summary(config, state, tokens.n_tokens)
 

@@ -153,7 +153,8 @@ def instruction(index: int, seed: int = 0, split: str = "train", language: str |
 
 @dataclass
 class ProblemsConfig(Settings):
-    """Write questions with answers: cot_*.jsonl with steps, sft_*.jsonl without, each as train, val and test.
+    """Write questions with answers: cot_*.jsonl with steps, direct_*.jsonl the same without their steps, sft_*.jsonl
+    plain instructions, each as train, val and test.
 
     cot_harder.jsonl has longer expressions, more steps and larger numbers. No question stands in two of the files of
     a kind: a hash of the question decides where it belongs. Without --out a few problems are printed to read.
@@ -161,6 +162,7 @@ class ProblemsConfig(Settings):
     """
     out: str = opt("", "folder for the files; empty prints one problem of each family")
     cot: int = opt(40000, "training problems with steps", low=0)
+    direct: int = opt(10000, "training problems with the answer alone", low=0)
     sft: int = opt(20000, "training instructions without steps", low=0)
     val: int = opt(1000, "rows of each validation file", low=0)
     test: int = opt(1000, "rows of each test file", low=0)
@@ -185,6 +187,12 @@ def cot_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
 def _row(one: Problem) -> dict:
     return {"system": one.system, "user": one.user, "cot": one.cot, "final": one.final, "family": one.family,
             "language": one.language}
+
+
+def direct_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
+    """The problems of cot_rows with the answer alone: what a model without written steps can learn."""
+    for row in cot_rows(n, config, split):
+        yield {key: row[key] for key in ("system", "user", "family", "language")} | {"assistant": row["final"]}
 
 
 def sft_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
@@ -259,6 +267,8 @@ def write(config: ProblemsConfig) -> dict:
     """Write all files of `config`; return their report."""
     plan = [(f"cot_{split}", cot_rows, n, split) for split, n in
             (("train", config.cot), ("val", config.val), ("test", config.test), ("harder", config.harder))]
+    plan += [(f"direct_{split}", direct_rows, n, split) for split, n in
+             (("train", config.direct), ("val", config.val), ("test", config.test))]
     plan += [(f"sft_{split}", sft_rows, n, split) for split, n in
              (("train", config.sft), ("val", config.val), ("test", config.test))]
     Path(config.out).mkdir(parents=True, exist_ok=True)

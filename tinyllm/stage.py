@@ -11,7 +11,7 @@ import math
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -26,7 +26,7 @@ from tinyllm.train import LossFn, TrainConfig, TrainState, next_token_loss, trai
 
 
 def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Batch], config: TrainConfig,
-              folder: str | Path, *, val: Sequence[Batch] = (), loss_fn: LossFn = next_token_loss,
+              folder: str | Path, *, val: Mapping[str, Sequence[Batch]], loss_fn: LossFn = next_token_loss,
               bytes_per_token: float | None = None, report: Callable[[dict], None] = lambda row: None) -> TrainState:
     """Trains in `folder`: resumes what is there, shows a progress bar, logs metrics.jsonl, saves, survives signals.
 

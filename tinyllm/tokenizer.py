@@ -23,12 +23,17 @@ from tinyllm import corpus
 from tinyllm.config import PRESETS, Settings, command, opt, read_command, write_atomically
 
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|sep|>")     # ids 4 to 7
+WHOLE = ("\n", *"=+-*/()")                                            # never part of a longer token
 SPACE = "\u2581"                                                     # SentencePiece writes a space as "▁"
 SAMPLE_CHARS = 10_000_000                                            # BPE merges hardly change beyond this
 
 
 class Tokenizer:
-    """A trained vocabulary. Ids: 0 <pad>, 1 <bos>, 2 <eos>, 3 <unk>, 4.. control tokens, newline, bytes, merges."""
+    """A trained vocabulary. Ids: 0 <pad>, 1 <bos>, 2 <eos>, 3 <unk>, 4.. control tokens, WHOLE, bytes, merges.
+
+    A newline and the signs of arithmetic are always tokens of their own, as digits are: 12+3=15 is seven tokens whose
+    border a calculator can see, never "=1" or "=-".
+    """
 
     def __init__(self, model: bytes, origin: str = "tokenizer") -> None:
         self.model = model                                           # the serialised SentencePiece model
@@ -127,7 +132,7 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path, seed: int = 0)
     vocabulary, with a line on stderr. Ids fit uint16, so vocab_size <= 65535.
     """
     if not 300 <= vocab_size <= 65535:
-        raise ValueError(f"vocab size must be 300 to 65535 (256 bytes and 9 fixed tokens come first), not {vocab_size}")
+        raise ValueError(f"vocab size must be 300 to 65535 (256 bytes and 16 fixed tokens come first), not {vocab_size}")
     lines = _sample(texts, seed)
     if not any(line.strip() for line in lines):
         raise ValueError("no text to train a tokenizer on; give --input files that contain some")
@@ -158,7 +163,7 @@ def _sample(texts: Iterable[str], seed: int) -> list[str]:
 def _learn(lines: list[str], vocab_size: int) -> bytes:
     """The serialised model. Characters get at most half of the room, and the rarest 0.05% are spelled in bytes."""
     counts = collections.Counter(itertools.chain.from_iterable(lines))
-    room, enough, seen, known = (vocab_size - 256 - 9) // 2, 0.9995 * counts.total(), 0, set()
+    room, enough, seen, known = (vocab_size - 256 - 16) // 2, 0.9995 * counts.total(), 0, set()
     for char, count in counts.most_common(room):
         if seen >= enough:
             break
@@ -174,8 +179,8 @@ def _learn(lines: list[str], vocab_size: int) -> bytes:
             allow_whitespace_only_pieces=True, byte_fallback=True, split_digits=True,
             character_coverage=1.0, max_sentence_length=8000,
             pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="<pad>", bos_piece="<bos>", eos_piece="<eos>",
-            # control_symbols cannot be typed; user_defined_symbols can, so only the newline is one.
-            control_symbols=list(CONTROL), user_defined_symbols=["\n"], minloglevel=2, num_threads=os.cpu_count() or 1)
+            # control_symbols cannot be typed; user_defined_symbols can, so only harmless ones are.
+            control_symbols=list(CONTROL), user_defined_symbols=list(WHOLE), minloglevel=2, num_threads=os.cpu_count() or 1)
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)", str(error))
         if not limit:

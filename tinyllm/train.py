@@ -8,8 +8,9 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,8 @@ class TrainConfig(Settings):
     warmup_steps: int = opt(20, "optimizer steps of linear warm-up", low=0)
     schedule: str = opt("trapezoid", "learning rate after warm-up", choices=("trapezoid", "cosine"))
     weight_decay: float = opt(0.1, "pull towards zero, on matrices only", low=0)
+    dropout: float = opt(0.0, "share of activations zeroed at first; falls to 0 in four stairs over the run (0: what the model has)", low=0,
+                         high=0.9)
     clip: float = opt(1.0, "largest gradient norm; longer gradients are scaled down", low=0)
     dtype: str = opt("auto", "of activations; weights stay float32. auto: bfloat16 where the CPU has it",
                      choices=("auto", "float32", "bfloat16"))
@@ -72,12 +75,14 @@ class TrainState:
 
 def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """(sum of cross-entropies in nats, number of targets that are not IGNORE)."""
-    logits = model(batch.tokens)                                     # (B, T, V)
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
-    return loss, (batch.targets != IGNORE).sum()
+    hidden = model.last_hidden(batch.tokens, starts=batch.starts)    # (B, T, D)
+    learnt = batch.targets != IGNORE                                 # (B, T)
+    logits = model.logits(hidden[learnt])                            # (learnt, V): no scores where nothing is learnt
+    return F.cross_entropy(logits.float(), batch.targets[learnt], reduction="sum"), learnt.sum()
 
 
-def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfig, *, val: Sequence[Batch] = (),
+def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfig, *,
+          val: Mapping[str, Sequence[Batch]] = MappingProxyType({}),
           loss_fn: LossFn = next_token_loss,
           save: Callable[[TrainState, dict[str, Tensor]], None] | None = None,
           resume: tuple[TrainState, dict[str, Tensor]] | None = None,
@@ -88,7 +93,8 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
     One step: read batch_at(step) in micro-batches, add up the gradients of the summed loss, divide by the number of
     targets of the whole step (never a mean of means), clip, move the weights. `save` gets the state and the optimizer
     tensors every `save_every` steps and at the end; giving them back as `resume` continues bit for bit. `report`
-    gets one row of numbers per step and per validation, the first before any step.
+    gets one row of numbers per step and per validation, the first before any step. `val` holds batches by name: one
+    loss over all of them is reported, and one for each name if there are several.
     """
     dtype = pick_dtype(config.dtype)
     state, tensors = resume or (TrainState(), {})
@@ -101,15 +107,19 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
     started, before, saved_at = time.monotonic(), state.seconds, state.step
 
     def validate() -> None:
-        state.val_loss = mean_loss(model, val, loss_fn, dtype)
+        sums = {name: loss_sums(model, batches, loss_fn, dtype) for name, batches in val.items()}
+        state.val_loss = sum(loss for loss, _ in sums.values()) / max(1, sum(count for _, count in sums.values()))
+        by_name = {name: loss / max(1, count) for name, (loss, count) in sums.items()} if len(val) > 1 else {}
         report({"step": state.step, "tokens": state.tokens, "seconds": before + time.monotonic() - started,
-                "val_loss": state.val_loss})
+                "val_loss": state.val_loss} | ({"val_loss_by": by_name} if by_name else {}))
 
     if len(val) and state.step == 0:
         validate()                                                   # what an untrained model knows: about ln V
     while (progress := state.progress(config)) < 1 and not should_stop():
         step_started = time.monotonic()
         model.train()
+        if config.dropout:
+            set_dropout(model, config.dropout * (3 - int(4 * progress)) / 3)
         torch.manual_seed(config.seed * 1_000_003 + state.step)      # dropout is a function of (seed, step) as well
         share = optim.warmup_at(state.step, config.warmup_steps) * optim.decay_at(progress, config.schedule)
         optim.set_rate(optimizers, share)
@@ -154,16 +164,23 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn = next_token_loss,
-              dtype: torch.dtype = torch.float32) -> float:
-    """Loss per target in nats over `batches`, without dropout."""
+def loss_sums(model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn = next_token_loss,
+              dtype: torch.dtype = torch.float32) -> tuple[float, int]:
+    """(sum of losses in nats, number of targets) over `batches`, without dropout."""
     model.eval()
     total, count = 0.0, 0
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss, n = loss_fn(model, batch)
         total, count = total + loss.item(), count + int(n)
-    return total / max(1, count)
+    return total, count
+
+
+def set_dropout(model: nn.Module, share: float) -> None:
+    """Zeroes `share` of the activations in training from now on."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
 
 
 def pick_dtype(name: str) -> torch.dtype:

@@ -1,0 +1,143 @@
+"""Stage 2: a pretrained model learns to answer: the loop of pretraining on rows of questions and answers.
+
+In: JSON lines of conversations and a pretrained checkpoint. Out: a run folder with checkpoints. Only answers and their
+end token are learnt. `fine_tune` is the stage itself; cot_sft.py calls it with other rows. Explained by
+tests/test_sft.py.
+"""
+
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tinyllm import chat, checkpoint, plot, problems
+from tinyllm.config import PRESETS, command, opt, read_settings
+from tinyllm.data import Example, PackedExamples
+from tinyllm.pretrain import summary, table
+from tinyllm.stage import run_stage
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.train import TrainConfig
+
+
+@dataclass
+class SFTConfig(TrainConfig):
+    """Fine-tune a pretrained model on questions and answers, with loss on the answers only.
+
+    Without --data it learns the generated instructions and direct answers in data/ (written when they are missing).
+    Your own rows are JSON lines: {"system", "user", "assistant"} or {"messages": [...]}. Ctrl-C saves; the same command
+    goes on where it stopped. Examples:
+      python -m tinyllm.sft
+      python -m tinyllm.sft --preset nano --init checkpoints/pretrain --max-minutes 5
+      python -m tinyllm.sft --data my_questions.jsonl --out checkpoints/mine
+    """
+
+    chat = True                                                      # not a setting: its checkpoints answer questions
+    preset: str = opt("base", "training settings for a model of this shape", choices=tuple(PRESETS))
+    data: list[str] = opt([], "files of rows to learn from; data/sft_train.jsonl and data/direct_train.jsonl if absent")
+    val: list[str] = opt([], "files of held-out rows; the matching *_val.jsonl with the default data, else 2% of the "
+                             "rows of --data")
+    init: str = opt("checkpoints/pretrain", "checkpoint to start from")
+    out: str = opt("checkpoints/sft", "folder for checkpoints and metrics.jsonl")
+    lr: float = opt(1e-3, "peak learning rate of AdamW", low=0)
+    muon_lr: float = opt(0.01, "peak learning rate of Muon", low=0)
+    dropout: float = opt(0.1, TrainConfig.__dataclass_fields__["dropout"].metadata["help"], low=0, high=0.9)
+    val_rows: int = opt(600, "held-out rows read at each validation", low=1)
+    json: bool = opt(False, "print the result as JSON")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.max_steps or self.max_tokens or self.max_minutes):
+            self.max_minutes = 60.0
+
+
+class Row(NamedTuple):
+    """One conversation of a file and the name under which its validation loss is reported."""
+
+    messages: list[dict]
+    family: str
+
+
+def read_files(paths: Sequence[str]) -> list[Row]:
+    """The conversations of JSON-lines files; ValueError with file and line for a bad row."""
+    parse = lambda row: Row(chat.messages_of(row), str(row.get("family") or "rows"))
+    rows = [row for path in paths for row in chat.read_rows(path, parse)]
+    if not rows:
+        raise ValueError(f"{', '.join(map(str, paths)) or 'no file'}: no rows to learn from")
+    return rows
+
+
+def to_examples(rows: Sequence[Row], tokenizer: Tokenizer, context: int) -> tuple[list[tuple[str, Example]], int]:
+    """((family, example) of every row that fits in context + 1 ids, number of rows dropped)."""
+    made = [(row.family, chat.fit(*chat.render_example(tokenizer, row.messages), context + 1)) for row in rows]
+    kept = [(family, Example(*fitted)) for family, fitted in made if fitted]
+    return kept, len(made) - len(kept)
+
+
+def default_files(kinds: Sequence[str], split: str, folder: str = "data") -> list[str]:
+    """The generated files of these kinds, written first when they are missing."""
+    paths = [Path(folder) / f"{kind}_{split}.jsonl" for kind in kinds]
+    if not all(path.is_file() for path in paths):
+        print(f"no {' or '.join(path.name for path in paths if not path.is_file())} in {folder}: writing the built-in "
+              "problems first", file=sys.stderr)
+        problems.write(problems.ProblemsConfig(out=folder))
+    return list(map(str, paths))
+
+
+def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """(training rows, held-out rows) of a user's file without a validation file."""
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    n = max(1, round(share * len(rows)))
+    if n >= len(rows):
+        raise ValueError(f"{len(rows)} row is too little to train on and to validate with; add rows or give --val")
+    return [rows[i] for i in sorted(order[n:])], [rows[i] for i in sorted(order[:n])]
+
+
+def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row],
+              report: Callable[[dict], None] = lambda row: None) -> dict:
+    """Trains the checkpoint `config.init` on `train_rows` and returns the result, validation loss by family included."""
+    model, tokenizer = checkpoint.load(config.init)
+    context = model.config.context
+    examples, dropped = to_examples(train_rows, tokenizer, context)
+    random.Random(config.seed).shuffle(val_rows)
+    held_out, val_dropped = to_examples(val_rows[:config.val_rows], tokenizer, context)
+    packed = lambda chosen: PackedExamples([example for _, example in chosen], context, config.batch_size, config.seed,
+                                           tokenizer.pad)
+    if not examples or not held_out:
+        raise ValueError(f"none of {len(train_rows)} training or {len(val_rows)} validation rows fits in "
+                         f"context={context}; the last answer must fit whole: use shorter rows or a larger model")
+    val = {family: packed([one for one in held_out if one[0] == family]).batches()
+           for family in sorted({family for family, _ in held_out})}
+    batch_at = packed(examples)
+    batch_at.rows = config.effective_batch_size
+    print(f"{len(examples):,} examples of {batch_at.n_tokens / len(examples):.0f} tokens on average fill "
+          f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}"
+          + (f"; {dropped:,} training and {val_dropped:,} validation rows are longer than {context} tokens: dropped"
+             if dropped or val_dropped else ""), file=sys.stderr)
+    state = run_stage(model, tokenizer, batch_at, config, config.out, val=val, report=report)
+    result = summary(config, state, len(batch_at.packed) * context)
+    return result | {"examples": len(examples), "dropped": dropped, "fill": batch_at.fill}
+
+
+def sft(config: SFTConfig, report: Callable[[dict], None] = lambda row: None) -> dict:
+    """Stage 2 as `config` says."""
+    kinds = ("sft", "direct")
+    rows = read_files(config.data or default_files(kinds, "train"))
+    if config.val or not config.data:
+        return fine_tune(config, rows, read_files(config.val or default_files(kinds, "val")), report)
+    return fine_tune(config, *split_off(rows, 0.02, config.seed), report)
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    config = read_settings(SFTConfig, "python -m tinyllm.sft", argv)
+    result = sft(config)
+    plot.draw_losses(config.out)
+    print(json.dumps(result) if config.json else table(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
