@@ -9,7 +9,8 @@ import torch
 
 from tinyllm import checkpoint, generate
 from tinyllm.data import next_token_batch
-from tinyllm.generate import GenerateConfig, continue_text, next_token_probabilities, stream
+from tinyllm.decode import next_token_probabilities, stream
+from tinyllm.generate import GenerateConfig, continue_text
 from tinyllm.model import TinyLLM
 from tinyllm.train import TrainConfig, train
 

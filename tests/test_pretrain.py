@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tinyllm import checkpoint, generate, plot, prepare, pretrain, world
-from tinyllm.generate import document_prompt, stream
+from tinyllm.decode import stream
+from tinyllm.generate import document_prompt
 from tinyllm.pretrain import PretrainConfig
 
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 64, "context": 32, "batch_size": 8,

@@ -209,7 +209,8 @@ def test_validation_is_the_mean_over_all_targets_without_dropout():
     few, many = batch_at(0), batch_at(1)
     few.targets[:, 2:] = IGNORE
     model = fresh().train()
-    measured = (lambda total, count: total / count)(*train.loss_sums(model, [few, many]))
+    total, count = train.loss_sums(model, [few, many])
+    measured = total / count
     (a, n), (b, m) = (next_token_loss(model.eval(), batch) for batch in (few, many))
     assert int(n) == 8 and int(m) == 64 and measured == pytest.approx(float((a + b) / (n + m)))
 
@@ -254,7 +255,8 @@ def test_a_compiler_that_fails_costs_one_line_not_the_run(monkeypatch, capsys):
 
 def stage(folder, tokenizer, config=CONFIG, shape=SHAPE, **more):
     model = fresh(replace(shape, vocab_size=tokenizer.vocab_size))
-    rows = lambda step: Batch(batch_at(step).tokens % tokenizer.vocab_size, batch_at(step).targets % tokenizer.vocab_size)
+    small = lambda ids: ids % tokenizer.vocab_size
+    rows = lambda step: Batch(small(batch_at(step).tokens), small(batch_at(step).targets))
     state = run_stage(model, tokenizer, rows, config, folder, val={"rows": [rows(99)]}, bytes_per_token=2.0, **more)
     return model, state
 

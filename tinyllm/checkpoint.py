@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from tinyllm.config import from_dict, read_json
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
-STAGES = ("cot_sft", "sft", "pretrain", "quickstart", "nano")        # folders under checkpoints/, most skilled first
+# Folders under checkpoints/, most skilled first; the user's own come before the one that ships.
+STAGES = ("cot_sft", "sft", "pretrain", "quickstart/cot_sft", "quickstart/sft", "quickstart/pretrain", "nano")
 
 
 def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, state: dict,
@@ -112,12 +114,20 @@ def resolve(folder: str | Path) -> Path:
 
 def default() -> Path:
     """The checkpoint to use when the user names none: the most skilled stage that exists."""
-    for stage in STAGES:
-        folder = Path("checkpoints") / stage
-        if (folder / "model.safetensors").is_file() or steps(folder):
-            return resolve(folder)
+    for root in (Path("checkpoints"), Path(__file__).parent.parent / "checkpoints"):
+        for stage in STAGES:
+            if ((root / stage) / "model.safetensors").is_file() or steps(root / stage):
+                if stage == "nano":
+                    print("no checkpoint of your own yet: using the small model that ships with tinyllm",
+                          file=sys.stderr)
+                return resolve(root / stage)
     raise ValueError("no checkpoint under checkpoints/ yet; train one with `python -m tinyllm.quickstart` "
                      "or name one with --checkpoint")
+
+
+def is_chat(folder: str | Path) -> bool:
+    """Whether the model of a checkpoint was fine-tuned to answer in turns, rather than to continue texts."""
+    return bool(read_json(resolve(folder) / "config.json").get("chat"))
 
 
 def load(folder: str | Path) -> tuple[TinyLLM, Tokenizer]:

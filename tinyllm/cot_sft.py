@@ -1,7 +1,7 @@
 """Stage 3: the model learns to write its steps before the answer, and keeps the plain instructions of stage 2 alive.
 
-In: rows with a rationale, plain rows mixed in at a set share, and the checkpoint of stage 2. Out: a run folder. All of it
-is stage 2 with other rows. Explained by tests/test_sft.py.
+In: rows with a rationale, plain rows mixed in at a set share, and the checkpoint of stage 2. Out: a run folder. It is
+stage 2 with other rows. Explained by tests/test_sft.py.
 """
 
 import json

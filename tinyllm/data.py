@@ -38,7 +38,10 @@ class Batch:
         return [Batch(*together) for together in zip(*parts)]
 
     def cut(self, length: int) -> "Batch":
-        """The same tokens as shorter rows: (B, T) -> (B * T / length, length). Unchanged if the rows are not longer, or hold whole examples."""
+        """The same tokens as shorter rows: (B, T) -> (B * T / length, length).
+
+        Unchanged if the rows are not longer, or hold whole examples.
+        """
         T = self.tokens.shape[1]
         if length >= T or self.starts is not None:
             return self

@@ -1,96 +1,42 @@
-"""Text out of a model: read the prompt once, then add one token at a time from the key/value cache.
+"""Text out of a model: a document goes on, a question is answered, several attempts at an answer vote.
 
-In: a model and prompt ids. Out: a stream of ids, one for each of n continuations and step; the only sampler there is.
-Shapes: n continuations of one prompt, V vocabulary. Explained by tests/test_generate.py.
+In: a checkpoint and a prompt. Out: text as it is written. The tokens come from decode.py, the votes from vote.py; here
+they meet the user. Explained by tests/test_generate.py.
 """
 
 import json
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from tinyllm import checkpoint
+from tinyllm import chat, checkpoint
+from tinyllm.calculator import false_steps
 from tinyllm.config import Settings, command, opt, read_settings
-from tinyllm.model import KVCache, TinyLLM
+from tinyllm.decode import decode, exact_steps, stream
+from tinyllm.model import TinyLLM
 from tinyllm.tokenizer import Tokenizer
-
-
-def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logits (n, V) -> the distribution (n, V) that is sampled from.
-
-    temperature 0 puts everything on the most likely token. top_k keeps exactly k tokens (0: all; Fan et al. 2018,
-    arXiv:1805.04833). top_p keeps the most likely tokens up to and including the one that crosses p (Holtzman et al.
-    2019, arXiv:1904.09751). What is kept is rescaled to sum to one.
-    """
-    if temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    probabilities = (logits.float() / temperature).softmax(-1)
-    probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    if top_k:
-        probabilities[:, top_k:] = 0                                 # by rank, so ties do not let more through
-        probabilities /= probabilities.sum(-1, keepdim=True)
-    before = probabilities.cumsum(-1) - probabilities                # (n, V) mass ahead of each token
-    probabilities = probabilities.masked_fill(before >= top_p, 0)
-    probabilities[:, 0] = probabilities[:, 0].clamp_min(1e-9)        # top_p = 0 still keeps the first
-    probabilities /= probabilities.sum(-1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter_(-1, order, probabilities)
-
-
-@torch.inference_mode()
-def stream(model: TinyLLM, prompt_ids: list[int], *, end: int, n: int = 1, max_new_tokens: int = 200,
-           temperature: float = 0.8, top_k: int = 0, top_p: float = 0.95, seed: int = 0) -> Iterator[list[int]]:
-    """Yields n ids a step, one for each continuation of `prompt_ids`, until all have ended or the context is full.
-
-    The prompt is read once and its cache forked n ways. Continuation i draws from its own generator (seed + i), so it
-    is the same whatever n is. One that wrote the token `end` stays ended: it yields `end` from then on.
-    """
-    context = model.config.context
-    if not prompt_ids:
-        raise ValueError("an empty prompt has no last token to continue from")
-    if len(prompt_ids) >= context:
-        raise ValueError(f"the prompt is {len(prompt_ids)} tokens long and context={context} leaves no room for an "
-                         "answer; shorten the prompt")
-    room = min(context, len(prompt_ids) + max_new_tokens)
-    cache = KVCache(model.config, batch=1, room=room)
-    hidden = model.last_hidden(torch.tensor([prompt_ids]), cache)[:, -1]      # (1, D): prefill
-    logits = model.logits(hidden).expand(n, -1)                               # (n, V)
-    cache = cache.fork(n)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(n)]
-    ended = [False] * n
-    for left in reversed(range(room - len(prompt_ids))):
-        probabilities = next_token_probabilities(logits, temperature, top_k, top_p)
-        ids = [end if ended[i] else int(torch.multinomial(probabilities[i], 1, generator=generators[i]))
-               for i in range(n)]
-        yield ids
-        ended = [was or id == end for was, id in zip(ended, ids)]
-        if all(ended):
-            return
-        if left:
-            logits = model(torch.tensor(ids)[:, None], cache)[:, -1]          # (n, V): decode one token each
-
-
-def document_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of `text` as the beginning of a document: in training, a document begins after the end of another."""
-    return [tokenizer.eos, *tokenizer.encode(text)]
+from tinyllm.vote import Sample, Vote, to_sample, vote
 
 
 @dataclass
 class GenerateConfig(Settings):
-    """Continue a text. Without a prompt, asks for one again and again.
+    """Continue a text, or answer a question if the checkpoint was fine-tuned to answer.
 
-    Examples:
-      python -m tinyllm.generate "Once upon a time"
-      python -m tinyllm.generate --checkpoint checkpoints/pretrain --temperature 0 "从前"
-      echo "The cat" | python -m tinyllm.generate --json
+    With --self-consistency N the model thinks N times, and the answer that most attempts reach is given. Without a
+    prompt, asks for one again and again: a conversation in a terminal, one question a line in a pipe. Examples:
+      python -m tinyllm.generate --self-consistency 5 "计算：12*(3+4)-10"
+      python -m tinyllm.generate --calculator "Ann has 23 pens and buys 4 boxes of 6. How many pens has she now?"
+      python -m tinyllm.generate --checkpoint checkpoints/pretrain "Once upon a time"
+      echo "What is 3*4+1?" | python -m tinyllm.generate --json
     """
 
-    prompt: str = opt("", "text to continue", positional=True)
-    checkpoint: str = opt("", "run or checkpoint folder; the newest stage under checkpoints/ when absent")
+    prompt: str = opt("", "text to continue or question to answer", positional=True)
+    checkpoint: str = opt("", "run or checkpoint folder; the most skilled stage under checkpoints/ when absent")
+    system: str = opt("", "what the model is told before the question")
+    self_consistency: int = opt(1, "number of attempts that vote on the answer", low=1, high=1000)
+    calculator: bool = opt(False, "compute the right side of every `expression=` exactly while the model writes")
     temperature: float = opt(0.8, "0: always the likeliest token; 1: as the model believes; higher: wilder", low=0)
     top_k: int = opt(0, "keep only the k likeliest tokens (0: all)", low=0)
     top_p: float = opt(0.95, "keep the likeliest tokens that together reach this probability", low=0, high=1)
@@ -99,20 +45,148 @@ class GenerateConfig(Settings):
     json: bool = opt(False, "print one JSON object per prompt instead of streaming")
 
 
+# --- a document goes on ---
+
+def document_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of `text` as the beginning of a document: in training, a document begins after the end of another."""
+    return [tokenizer.eos, *tokenizer.encode(text)]
+
+
 def continue_text(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateConfig) -> Iterator[str]:
     """The continuation of `prompt` piece by piece, each piece valid Unicode."""
     pieces = tokenizer.stream()
-    for (id,) in stream(model, document_prompt(tokenizer, prompt), end=tokenizer.eos, seed=config.seed,
-                        max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_k=config.top_k,
-                        top_p=config.top_p):
+    for (id,) in stream(model, document_prompt(tokenizer, prompt), end=tokenizer.eos, **sampling(config, tokenizer)):
         if text := pieces.push(id):
             yield text
     yield pieces.finish()
 
 
+def sampling(config: GenerateConfig, tokenizer: Tokenizer) -> dict:
+    """The settings that decode() takes."""
+    return {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k,
+            "top_p": config.top_p, "seed": config.seed,
+            "feed": exact_steps(tokenizer) if config.calculator else None}
+
+
 def printable(text: str) -> str:
     """`text` without the control characters that could drive a terminal; a model may write any byte."""
     return "".join("\ufffd" if unicodedata.category(char) == "Cc" and char not in "\n\t" else char for char in text)
+
+
+# --- a question is answered ---
+
+def attempts(model: TinyLLM, tokenizer: Tokenizer, prompt_ids: list[int], config: GenerateConfig,
+             show: Callable[[int, str, bool], None] = lambda number, piece, ended: None) -> list[Sample]:
+    """`config.self_consistency` answers to one prompt, decoded together.
+
+    `show` gets each piece of text as it comes: (number of the attempt, piece, whether it is the last).
+    """
+    n = config.self_consistency
+    streams, texts, counts, logprobs = [tokenizer.stream() for _ in range(n)], [""] * n, [0] * n, [0.0] * n
+    running = set(range(n))
+
+    def take(number: int, piece: str, ended: bool) -> None:
+        texts[number] += piece
+        show(number, piece, ended)
+
+    for step in decode(model, [prompt_ids], end=tokenizer.eos, n=n, **sampling(config, tokenizer)):
+        for number in sorted(running):
+            id = step.ids[number]
+            counts[number], logprobs[number] = counts[number] + 1, logprobs[number] + step.logprobs[number]
+            take(number, streams[number].push(id), ended=False)
+            if id == tokenizer.eos:
+                take(number, streams[number].finish(), ended=True)
+                running.remove(number)
+    for number in sorted(running):                                   # cut off by the limit of tokens
+        take(number, streams[number].finish(), ended=True)
+    return [to_sample(*written) for written in zip(texts, logprobs, counts)]
+
+
+class InOrder:
+    """Prints texts that are written at the same time one after the other, the one whose turn it is as it comes."""
+
+    def __init__(self, n: int, title: Callable[[int], str], write: Callable[[str], None]) -> None:
+        self.waiting, self.ended, self.turn, self.title, self.write = [""] * n, [False] * n, 0, title, write
+        write(title(0))
+
+    def __call__(self, number: int, piece: str, ended: bool) -> None:
+        self.waiting[number] += piece
+        self.ended[number] |= ended
+        while self.turn < len(self.waiting):
+            self.write(printable(self.waiting[self.turn]))
+            self.waiting[self.turn] = ""
+            if not self.ended[self.turn]:
+                return
+            self.turn += 1
+            self.write("\n" + (self.title(self.turn) if self.turn < len(self.waiting) else ""))
+
+
+def fit_conversation(tokenizer: Tokenizer, messages: list[dict], context: int, room: int) -> list[dict]:
+    """The newest messages whose prompt leaves `room` tokens of the context for an answer.
+
+    The system message stays; the oldest question goes with its answer. ValueError if the last question alone is too
+    long.
+    """
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    turns = messages[len(system):]
+    while len(prompt := chat.render_prompt(tokenizer, system + turns)) + room > context and len(turns) > 1:
+        turns = turns[2:]
+    if len(prompt) >= context:
+        raise ValueError(f"the question is {len(prompt)} tokens long and context={context} leaves no room for an "
+                         "answer; shorten it")
+    return system + turns
+
+
+def vote_table(result: Vote, n: int) -> str:
+    """The votes of n samples as a table with bars."""
+    rows = [*result.votes.items(), *([("(no final answer)", result.abstained)] if result.abstained else [])]
+    lines = [f"{count:4} {'█' * round(20 * count / n):21}{printable(answer)}" for answer, count in rows]
+    shown = "none: no attempt gave a final answer" if result.answer is None else printable(result.answer)
+    return "\n".join(["votes", *lines, f"agreement {result.agreement:.0%}    answer: {shown}"])
+
+
+def warnings(samples: Sequence[Sample]) -> list[str]:
+    """A line for every written step whose arithmetic is false."""
+    return [f"false step{f' in attempt {number}' if len(samples) > 1 else ''}: {step}, correct is {correct}"
+            for number, sample in enumerate(samples, 1) for step, correct in false_steps(sample.text)]
+
+
+def answer(model: TinyLLM, tokenizer: Tokenizer, messages: list[dict], config: GenerateConfig) -> str:
+    """Answers the last message on the screen; returns the text of the attempt that won (or the only one)."""
+    n, context = config.self_consistency, model.config.context
+    messages = fit_conversation(tokenizer, messages, context, room=min(config.max_new_tokens, context // 2))
+    write = lambda text: print(text, end="", flush=True)
+    show = InOrder(n, lambda number: f"--- attempt {number + 1} of {n} ---\n" if n > 1 else "", write)
+    samples = attempts(model, tokenizer, chat.render_prompt(tokenizer, messages), config, show)
+    for line in warnings(samples):
+        print(line)
+    if n == 1:
+        return samples[0].text
+    result = vote(samples)
+    print("\n" + vote_table(result, n))
+    return next((sample.text for sample in samples if sample.answer == result.answer), samples[0].text)
+
+
+def as_json(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateConfig, is_chat: bool) -> dict:
+    """What a program wants to know of one prompt: a vote if there are several attempts, else the text."""
+    started = time.monotonic()
+    if not is_chat:
+        text = "".join(continue_text(model, tokenizer, prompt, config))
+        return {"prompt": prompt, "text": text, "tokens": len(tokenizer.encode(text)),
+                "seconds": round(time.monotonic() - started, 3)}
+    samples = attempts(model, tokenizer, chat.render_prompt(tokenizer, conversation(config, prompt)), config)
+    result = vote(samples)
+    return {"prompt": prompt, "answer": result.answer, "votes": result.votes, "agreement": result.agreement,
+            "abstained": result.abstained, "samples": [
+                {"reasoning": one.reasoning, "answer": one.answer, "logprob": round(one.logprob, 4),
+                 "tokens": one.tokens, "false_steps": [list(step) for step in false_steps(one.text)]}
+                for one in samples], "seconds": round(time.monotonic() - started, 3)}
+
+
+def conversation(config: GenerateConfig, prompt: str) -> list[dict]:
+    """The first messages of a conversation."""
+    system = [{"role": "system", "content": config.system}] if config.system else []
+    return [*system, {"role": "user", "content": prompt}]
 
 
 def prompts(config: GenerateConfig) -> Iterator[str]:
@@ -121,32 +195,46 @@ def prompts(config: GenerateConfig) -> Iterator[str]:
         yield config.prompt
         return
     if sys.stdin.isatty():
-        print("type the beginning of a text; Ctrl-D ends", file=sys.stderr)
+        print("type a text or a question; Ctrl-D ends", file=sys.stderr)
     while True:
         print("> " if sys.stdin.isatty() else "", end="", file=sys.stderr, flush=True)
         if not (line := sys.stdin.readline()):
             return
-        yield line.rstrip("\n")
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def converse(model: TinyLLM, tokenizer: Tokenizer, config: GenerateConfig) -> None:
+    """Answers every prompt; in a terminal each with what was said before, as far as the context reaches."""
+    messages: list[dict] = []
+    for prompt in prompts(config):
+        together = sys.stdin.isatty() and not config.prompt and messages
+        messages = [*messages, {"role": "user", "content": prompt}] if together else conversation(config, prompt)
+        messages = [*messages, {"role": "assistant", "content": answer(model, tokenizer, messages, config)}]
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     config = read_settings(GenerateConfig, "python -m tinyllm.generate", argv)
     folder = checkpoint.resolve(config.checkpoint) if config.checkpoint else checkpoint.default()
-    print(f"using {folder}", file=sys.stderr)
+    is_chat = checkpoint.is_chat(folder)
+    print(f"using {folder}" + ("" if is_chat else " (not fine-tuned: it continues texts)"), file=sys.stderr)
     model, tokenizer = checkpoint.load(folder)
-    for prompt in prompts(config):
-        started, pieces = time.monotonic(), continue_text(model, tokenizer, prompt, config)
-        if config.json:
-            text = "".join(pieces)
-            print(json.dumps({"prompt": prompt, "text": text, "tokens": len(tokenizer.encode(text)),
-                              "seconds": round(time.monotonic() - started, 3), "checkpoint": str(folder)},
+    if config.json:
+        for prompt in prompts(config):
+            print(json.dumps(as_json(model, tokenizer, prompt, config, is_chat) | {"checkpoint": str(folder)},
                              ensure_ascii=False), flush=True)
-            continue
-        print(prompt, end="", flush=True)
-        for piece in pieces:
-            print(printable(piece), end="", flush=True)
-        print()
+    elif is_chat:
+        converse(model, tokenizer, config)
+    elif config.self_consistency > 1:
+        raise ValueError(f"{folder} only continues texts and has no answers to vote on; fine-tune it with "
+                         "`python -m tinyllm.sft` and `python -m tinyllm.cot_sft` first")
+    else:
+        for prompt in prompts(config):
+            print(prompt, end="", flush=True)
+            for piece in continue_text(model, tokenizer, prompt, config):
+                print(printable(piece), end="", flush=True)
+            print()
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, batch: int, room: int, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu", starts: Tensor | None = None) -> None:
-        if room > config.context:
+        if starts is None and room > config.context:                 # padded rows are shorter than the room
             raise ValueError(f"room for {room} tokens exceeds context={config.context}; ask for less")
         shape = (config.n_layers, batch, config.n_kv_heads, room, config.head_dim)
         self.config, self.room, self.length = config, room, 0
@@ -101,12 +101,11 @@ class KVCache:
 
     def fork(self, n: int) -> "KVCache":
         """A new cache in which every sequence stands n times in a row. Writing to it leaves this one as it is."""
-        other = KVCache(self.config, self.keys.shape[1] * n, self.room, self.keys.dtype, self.keys.device)
+        starts = None if self.starts is None else self.starts.repeat_interleave(n, dim=0)
+        other = KVCache(self.config, self.keys.shape[1] * n, self.room, self.keys.dtype, self.keys.device, starts)
         other.length = self.length
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             theirs[:, :, :, :self.length] = mine[:, :, :, :self.length].repeat_interleave(n, dim=1)
-        if self.starts is not None:
-            other.starts = self.starts.repeat_interleave(n, dim=0)
         return other
 
     def keep(self, rows: Tensor) -> None:
@@ -229,12 +228,16 @@ class TinyLLM(nn.Module):
         """
         start = cache.length if cache is not None else 0
         end = start + tokens.shape[1]
-        limit = min(self.config.context, cache.room if cache is not None else self.config.context)
+        limit = cache.room if cache is not None else self.config.context
         if end > limit:
             raise ValueError(f"sequence of {end} tokens exceeds the {limit} there is room for "
                              f"(context={self.config.context}); shorten the prompt")
-        rope = self.rope_cos[start:end], self.rope_sin[start:end]             # (T, E/2) each
-        mask = visible(end - start, end, cache.starts if cache is not None else starts)
+        positions = torch.arange(start, end, device=tokens.device)            # (T,)
+        if cache is not None and cache.starts is not None:                    # padded rows count from their own start
+            starts = cache.starts
+            positions = (positions - starts).clamp(0, self.config.context - 1)[:, None]       # (B, 1, T)
+        rope = self.rope_cos[positions], self.rope_sin[positions]             # (T, E/2) or (B, 1, T, E/2) each
+        mask = visible(end - start, end, starts)
         x = self.drop(self.embed(tokens))                                     # (B, T, D)
         for block in self.blocks:
             x = block(x, rope, mask, cache)

@@ -98,7 +98,7 @@ def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list
 
 def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row],
               report: Callable[[dict], None] = lambda row: None) -> dict:
-    """Trains the checkpoint `config.init` on `train_rows` and returns the result, validation loss by family included."""
+    """Trains the checkpoint `config.init` on `train_rows`; returns the result, with the validation loss by family."""
     model, tokenizer = checkpoint.load(config.init)
     context = model.config.context
     examples, dropped = to_examples(train_rows, tokenizer, context)

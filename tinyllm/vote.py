@@ -1,0 +1,96 @@
+"""Self-consistency: several sampled chains of thought, one vote. Wang et al. 2022, arXiv:2203.11171.
+
+A wrong chain can go wrong in many ways, a right one ends in one place; so the answer that most chains agree on is right
+more often than any single chain. In: a model and prompts. Out: samples, and the vote over them. Explained by
+tests/test_vote.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tinyllm.calculator import normalise_answer
+from tinyllm.chat import parse_sections
+from tinyllm.decode import decode, exact_steps
+from tinyllm.model import TinyLLM
+from tinyllm.tokenizer import Tokenizer
+
+
+class Sample(NamedTuple):
+    """One written answer. `answer` is None where no final answer was given: the sample abstains."""
+
+    text: str
+    reasoning: str
+    answer: str | None
+    logprob: float                                                   # of all its tokens, nats
+    tokens: int
+
+    @property
+    def has_format(self) -> bool:
+        """Whether both sections are there: steps, then a final answer."""
+        return bool(self.reasoning and self.answer and self.answer != self.text.strip())
+
+
+def to_sample(text: str, logprob: float, tokens: int) -> Sample:
+    """A sample from what was written. A text without any heading is an answer as a whole, as plain questions get."""
+    sections, bare = parse_sections(text), text.strip()
+    direct = sections.answer is None and sections.reasoning == bare and bare
+    return Sample(text, "" if direct else sections.reasoning, bare if direct else sections.answer, logprob, tokens)
+
+
+@dataclass
+class Vote:
+    """`answer` is None when every sample abstained. `agreement` is the winner's share of all samples."""
+
+    answer: str | None
+    votes: dict[str, int]                                            # as first spelled -> samples, most first
+    agreement: float
+    abstained: int
+
+
+def vote(samples: Sequence[Sample]) -> Vote:
+    """The most frequent answer. Equal answers in other spellings are one (1.0 = 1 = 2/2); a sample without an answer
+    abstains; ties go to the larger summed log-probability."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.answer is not None:
+            groups.setdefault(normalise_answer(sample.answer), []).append(sample)
+    ranked = sorted(groups.values(), key=lambda group: (len(group), sum(one.logprob for one in group)), reverse=True)
+    votes = {group[0].answer: len(group) for group in ranked}
+    given = sum(votes.values())
+    winner = ranked[0] if ranked else []
+    return Vote(winner[0].answer if winner else None, votes, len(winner) / max(1, len(samples)), len(samples) - given)
+
+
+def same_answer(given: str | None, wanted: str) -> bool:
+    """Whether an answer equals the wanted one, up to spelling."""
+    return given is not None and normalise_answer(given) == normalise_answer(wanted)
+
+
+def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[int]], n: int = 1, *,
+                   max_new_tokens: int = 200, temperature: float = 0.7, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+                   calculator: bool = False, max_rows: int = 160,
+                   progress: Callable[[int], None] = lambda n_prompts: None) -> list[list[Sample]]:
+    """n samples for each prompt, decoded as batches of at most `max_rows` rows of prompts of similar length.
+
+    Equal to decoding each prompt alone. `progress` gets the number of prompts that are done with each batch.
+    """
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    answers: list[list[Sample]] = [[] for _ in prompts]
+    size = max(1, max_rows // n)
+    for at in range(0, len(order), size):
+        chosen = order[at:at + size]
+        ids: list[list[int]] = [[] for _ in range(n * len(chosen))]
+        logprobs = [0.0] * len(ids)
+        for step in decode(model, [prompts[number] for number in chosen], end=tokenizer.eos, n=n, seed=seed,
+                           max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                           feed=exact_steps(tokenizer) if calculator else None):
+            for row, (id, logprob) in enumerate(zip(*step)):
+                if not ids[row] or ids[row][-1] != tokenizer.eos:
+                    ids[row].append(id)
+                    logprobs[row] += logprob
+        for row, written in enumerate(ids):
+            text = tokenizer.decode(written)
+            answers[chosen[row // n]].append(to_sample(text, logprobs[row], len(written)))
+        progress(len(chosen))
+    return answers
