@@ -29,6 +29,7 @@ class ModelConfig(Settings):
     context: int = opt(BASE["context"], "longest sequence in tokens", low=2)
     rope_theta: float = opt(10000.0, "base of the rotary wavelengths", low=1)
     norm_eps: float = opt(1e-5, "keeps the norm of an all-zero vector finite", low=0)
+    qk_norm: bool = opt(False, "normalise queries and keys, so that attention scores stay bounded at high rates")
     dropout: float = opt(0.0, "share of activations zeroed in training", low=0, high=0.99)
 
     def __post_init__(self) -> None:
@@ -149,6 +150,9 @@ class Attention(nn.Module):
         self.wk = nn.Linear(D, config.n_kv_heads * E, bias=False)
         self.wv = nn.Linear(D, config.n_kv_heads * E, bias=False)
         self.wo = nn.Linear(config.n_heads * E, D, bias=False)
+        # Henry et al. 2020, arXiv:2010.04245; per head and before the rotation, as in Qwen3.
+        self.q_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
@@ -156,7 +160,7 @@ class Attention(nn.Module):
         q = self.wq(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, H, T, E)
         k = self.wk(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, K, T, E)
         v = self.wv(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, K, T, E)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
         # Without a mask: T tokens that follow nothing are causal; one token behind a prefix sees everything.
