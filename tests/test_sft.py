@@ -35,8 +35,8 @@ def fresh(seed=0, **changes):
 
 
 def test_labels_of_a_packed_row_are_these():
-    """By hand: 5 6 are read, 7 8 are learnt; 9 is read, 10 is learnt. A label is the next token, and the last token of an
-    example never predicts the first of its neighbour."""
+    """By hand: 5 6 are read, 7 8 are learnt; 9 is read, 10 is learnt. A label is the next token, and the last token of
+    an example never predicts the first of its neighbour."""
     rows = PackedExamples([example(5, 6, 7, 8, learn_from=2), example(9, 10, learn_from=1)], context=7, rows=1, seed=0)
     batch = rows(0)
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 10, 0]]
@@ -56,7 +56,7 @@ def test_an_example_sees_only_itself():
 
 @torch.no_grad()
 def test_what_stands_before_an_example_in_its_row_changes_nothing():
-    """Other tokens in the neighbour, the same hidden states: also relative positions alone matter to rotary attention."""
+    """Other tokens in the neighbour, the same hidden states: to rotary attention distances alone matter."""
     model = fresh().eval()
     tokens = torch.randint(9, 400, (1, 20))
     starts = torch.tensor([[0] * 8 + [8] * 12])
@@ -169,7 +169,8 @@ def test_a_model_learns_to_answer_and_to_stop(tmp_path, pretrained, capsys):
     rows = [{"user": user, "assistant": answer, "family": "talk"} for user, answer in
             (("cat?", "meow"), ("dog?", "woof"), ("猫？", "喵"))]
     data = write(tmp_path / "rows.jsonl", rows * 20)
-    sft.main([*flags(tmp_path, pretrained, data, **{"max-steps": 80, "lr": 0.01, "muon-lr": 0.03}), "--val", data, "--json"])
+    more = {"max-steps": 80, "lr": 0.01, "muon-lr": 0.03}
+    sft.main([*flags(tmp_path, pretrained, data, **more), "--val", data, "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["examples"] == 60 and result["dropped"] == 0 and result["fill"] > 0.8
     model, tokenizer = checkpoint.load(tmp_path / "run")

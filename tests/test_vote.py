@@ -128,7 +128,8 @@ def test_ties_go_to_the_likelier_group():
 
 @pytest.mark.parametrize(("text", "answer", "formatted"), [
     ("[Reasoning]\n1+1=2\n[Final answer]\n2", "2", True), ("【推理过程】\n1+1=2\n【最终答案】\n2", "2", True),
-    ("Paris", "Paris", False), ("", None, False), ("[Reasoning]\n1+1=", None, False), ("[Final answer]\n2", "2", False)])
+    ("Paris", "Paris", False), ("", None, False), ("[Reasoning]\n1+1=", None, False),
+    ("[Final answer]\n2", "2", False)])
 def test_an_answer_without_headings_is_an_answer_as_a_whole(text, answer, formatted):
     """A plain question needs no steps; an unfinished chain of thought has no answer yet."""
     sample = to_sample(text, 0.0, 1)
@@ -143,10 +144,11 @@ def test_samples_of_a_batch_are_those_of_each_prompt_alone(model, tokenizer, con
     """Sorting by length, batching and splitting a batch are bookkeeping: every prompt gets its own samples back."""
     config.vocab_size = tokenizer.vocab_size
     small = TinyLLM(config).eval()
-    prompts = [tokenizer.encode(text) for text in ("The cat sat on the warm mat.", "猫", "Mia gave two apples", "A red")]
+    prompts = [tokenizer.encode(text) for text in ("The cat sat on the mat.", "猫", "Mia gave two", "A red")]
     settings = {"n": 3, "max_new_tokens": 8, "temperature": 1.0, "seed": 5}
     done = []
     together = sample_answers(small, tokenizer, prompts, max_rows=6, progress=done.append, **settings)
     alone = [sample_answers(small, tokenizer, [prompt], **settings)[0] for prompt in prompts]
-    assert sum(done) == 4 and [[s.text for s in many] for many in together] == [[s.text for s in many] for many in alone]
+    texts = lambda answers: [[sample.text for sample in many] for many in answers]
+    assert sum(done) == 4 and texts(together) == texts(alone)
     assert votes.vote(together[0]).abstained == 0

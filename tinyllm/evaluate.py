@@ -111,11 +111,13 @@ def ask(model: TinyLLM, tokenizer: Tokenizer, questions: Sequence[Question], con
     with tqdm(total=len(fits) * (1 + n), desc=label, unit=" answers", file=sys.stderr, leave=False,
               mininterval=0.2 if sys.stderr.isatty() else 30) as bar:
 
+        end = tokenizer.eos if is_chat else tokenizer.encode("\n")[0]            # a continued text answers in one line
+
         def write(n: int, temperature: float) -> list[list[Sample]]:
-            return sample_answers(model, tokenizer, [prompts[number] for number in fits], n, temperature=temperature,
-                                  top_k=config.top_k, top_p=config.top_p, max_new_tokens=config.max_new_tokens,
-                                  seed=config.seed, calculator=calculator, max_rows=config.batch_size,
-                                  progress=lambda done: bar.update(done * n))
+            return sample_answers(model, tokenizer, [prompts[number] for number in fits], n, end=end,
+                                  temperature=temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed,
+                                  max_new_tokens=config.max_new_tokens, calculator=calculator,
+                                  max_rows=config.batch_size, progress=lambda done: bar.update(done * n))
 
         greedy, drawn = write(1, 0.0), write(n, config.temperature) if n else [[] for _ in fits]
     answers |= {number: (one[0], many) for number, one, many in zip(fits, greedy, drawn)}

@@ -132,7 +132,8 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path, seed: int = 0)
     vocabulary, with a line on stderr. Ids fit uint16, so vocab_size <= 65535.
     """
     if not 300 <= vocab_size <= 65535:
-        raise ValueError(f"vocab size must be 300 to 65535 (256 bytes and 16 fixed tokens come first), not {vocab_size}")
+        raise ValueError(f"vocab size must be 300 to 65535 (256 bytes and 16 fixed tokens come first), not "
+                         f"{vocab_size}")
     lines = _sample(texts, seed)
     if not any(line.strip() for line in lines):
         raise ValueError("no text to train a tokenizer on; give --input files that contain some")
@@ -180,7 +181,8 @@ def _learn(lines: list[str], vocab_size: int) -> bytes:
             character_coverage=1.0, max_sentence_length=8000,
             pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="<pad>", bos_piece="<bos>", eos_piece="<eos>",
             # control_symbols cannot be typed; user_defined_symbols can, so only harmless ones are.
-            control_symbols=list(CONTROL), user_defined_symbols=list(WHOLE), minloglevel=2, num_threads=os.cpu_count() or 1)
+            control_symbols=list(CONTROL), user_defined_symbols=list(WHOLE), minloglevel=2,
+            num_threads=os.cpu_count() or 1)
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)", str(error))
         if not limit:

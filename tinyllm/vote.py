@@ -68,13 +68,15 @@ def same_answer(given: str | None, wanted: str) -> bool:
 
 
 def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[int]], n: int = 1, *,
-                   max_new_tokens: int = 200, temperature: float = 0.7, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
-                   calculator: bool = False, max_rows: int = 160,
+                   end: int | None = None, max_new_tokens: int = 200, temperature: float = 0.7, top_k: int = 0,
+                   top_p: float = 1.0, seed: int = 0, calculator: bool = False, max_rows: int = 160,
                    progress: Callable[[int], None] = lambda n_prompts: None) -> list[list[Sample]]:
     """n samples for each prompt, decoded as batches of at most `max_rows` rows of prompts of similar length.
 
-    Equal to decoding each prompt alone. `progress` gets the number of prompts that are done with each batch.
+    Equal to decoding each prompt alone. A sample ends with the token `end` (default: <eos>). `progress` gets the number
+    of prompts that are done with each batch.
     """
+    end = tokenizer.eos if end is None else end
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers: list[list[Sample]] = [[] for _ in prompts]
     size = max(1, max_rows // n)
@@ -82,11 +84,11 @@ def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[
         chosen = order[at:at + size]
         ids: list[list[int]] = [[] for _ in range(n * len(chosen))]
         logprobs = [0.0] * len(ids)
-        for step in decode(model, [prompts[number] for number in chosen], end=tokenizer.eos, n=n, seed=seed,
+        for step in decode(model, [prompts[number] for number in chosen], end=end, n=n, seed=seed,
                            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
                            feed=exact_steps(tokenizer) if calculator else None):
             for row, (id, logprob) in enumerate(zip(*step)):
-                if not ids[row] or ids[row][-1] != tokenizer.eos:
+                if not ids[row] or ids[row][-1] != end:
                     ids[row].append(id)
                     logprobs[row] += logprob
         for row, written in enumerate(ids):

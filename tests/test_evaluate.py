@@ -1,0 +1,145 @@
+"""Evaluation: numbers that can be checked by hand, on questions whose answers are known."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from tinyllm import checkpoint, evaluate, report
+from tinyllm.evaluate import bits_per_byte, read_questions
+from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.report import Answered, accuracy, facts, interval
+from tinyllm.sft import SFTConfig
+from tinyllm.train import TrainConfig
+from tinyllm.vote import to_sample
+
+
+def sample(answer, steps="1+1=2", logprob=-1.0):
+    final = f"\n[Final answer]\n{answer}" if answer else ""
+    return to_sample(f"[Reasoning]\n{steps}{final}", logprob, 9)
+
+
+def asked(final, greedy, *drawn, family="sum", language="en"):
+    return Answered(final, family, language, sample(greedy), [sample(answer) for answer in drawn])
+
+
+def test_an_interval_covers_the_truth_in_95_of_100_cases():
+    """Draw many samples of 40 with a known share and count how often the interval holds it."""
+    hits = torch.distributions.Binomial(40, torch.tensor(0.8)).sample((4000,)).int().tolist()
+    covered = sum(low <= 0.8 <= high for low, high in (interval(n, 40) for n in hits)) / 4000
+    assert 0.93 < covered < 0.97
+    assert interval(0, 20)[0] == 0 and interval(20, 20)[1] == pytest.approx(1) and interval(0, 0) == (0.0, 1.0)
+
+
+def test_votes_of_more_samples_are_counted_from_the_same_samples():
+    """One sample is the first; three vote 7, 8, 7; the greedy answer stands apart."""
+    fact = facts([asked("7", "8", "8", "7", "7"), asked("5", "5", "5", "4", "4")])
+    assert fact["greedy"]["accuracy"] == 0.5
+    assert {k: vote["accuracy"] for k, vote in fact["vote"].items()} == {1: 0.5, 3: 0.5}
+    assert fact["vote"][1]["n"] == 2
+
+
+def test_format_false_steps_and_abstentions_are_shares_of_samples():
+    """Of four samples one has no final answer and one a false step."""
+    one = Answered("7", "sum", "en", sample("7"), [sample("7"), sample(None), sample("7", "1+1=3"), sample("7")])
+    fact = facts([one])
+    assert (fact["format"], fact["abstained"], fact["false_steps_per_answer"]) == (0.75, 0.25, 0.25)
+
+
+def test_reliability_tells_whether_agreement_predicts_correctness():
+    """Full agreement was right once in two, a bare majority never."""
+    fact = facts([asked("7", "7", "7", "7", "7"), asked("7", "7", "8", "8", "8"), asked("7", "7", "8", "8", "7")])
+    assert [(round(level["agreement"], 2), level["n"], level["accuracy"]) for level in fact["reliability"]] == \
+        [(1.0, 2, 0.5), (0.67, 1, 0.0)]
+
+
+def test_without_samples_only_greedy_is_reported():
+    fact = facts([asked("7", "7"), asked("7", "6")])
+    assert fact["greedy"]["accuracy"] == 0.5 and fact["vote"] == {} and "reliability" not in fact
+
+
+@torch.no_grad()
+def test_bits_per_byte_of_a_model_that_knows_nothing(tokenizer):
+    """All tokens equally likely: log2 V bits a token, however the text was cut into windows."""
+    model = TinyLLM(ModelConfig(vocab_size=tokenizer.vocab_size, dim=32, n_layers=1, n_heads=2, n_kv_heads=2,
+                                ffn_dim=32, context=16))
+    model.embed.weight.zero_()
+    text = "The cat sat on the warm mat. 猫坐在垫子上。" * 3
+    n_tokens = len(tokenizer.encode(text))
+    expected = n_tokens * math.log2(tokenizer.vocab_size) / len(text.encode())
+    assert bits_per_byte(model, tokenizer, text) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="the text is empty"):
+        bits_per_byte(model, tokenizer, "")
+
+
+# --- files and the command ---
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_any_row_with_an_answer_is_a_question(tmp_path):
+    """{"user", "final"} is enough; rows to train on work too, and a rationale is never part of the prompt."""
+    path = write(tmp_path / "q.jsonl", [
+        {"user": "3+4?", "final": "7"},
+        {"system": "Think.", "user": "几？", "cot": "3+4=7", "final": "7", "family": "sum"},
+        {"user": "hi", "assistant": "ho"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
+    questions = read_questions(path)
+    assert [question.final for question in questions] == ["7", "7", "ho", "b"]
+    assert questions[1].family == "sum" and questions[1].language == "zh"
+    assert [message["role"] for message in questions[1].messages] == ["system", "user"]
+    assert len(read_questions(path, limit=2)) == 2
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer, config):
+    config.vocab_size = tokenizer.vocab_size
+    return str(checkpoint.save(tmp_path / "sft", TinyLLM(config), tokenizer, SFTConfig(max_steps=1), {"step": 1}))
+
+
+def test_the_command_measures_compares_and_writes_a_page(tmp_path, folder, tokenizer, config, capsys):
+    """Two checkpoints in one table, one without a chat template; a page, a JSON file, a plot where there can be."""
+    config.vocab_size = tokenizer.vocab_size
+    plain = str(checkpoint.save(tmp_path / "pretrain", TinyLLM(config), tokenizer, TrainConfig(), {"step": 1}))
+    data = write(tmp_path / "q.jsonl", [{"user": "3+4?", "final": "7", "language": name} for name in ("en", "zh")])
+    book = tmp_path / "book.txt"
+    book.write_text("The cat sat. 猫坐着。", encoding="utf-8")
+    out = tmp_path / "out"
+    evaluate.main(["--checkpoint", folder, plain, "--data", data, "--text", str(book), "--self-consistency", "3",
+                   "--max-new-tokens", "6", "--calculator", "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert "Compared on q" in shown and "vote of 3 + calculator" in shown and "Bits per byte" in shown
+    assert (out / "report.md").read_text(encoding="utf-8").strip() == shown.strip()
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    groups = result["checkpoints"][folder]["files"]["q"]
+    assert set(groups["by_language"]) == {"en", "zh"} and groups["all"]["vote"]["3"]["n"] == 2
+
+
+def test_a_question_that_is_too_long_counts_as_not_answered(folder, tmp_path, capsys):
+    """Leaving it out would flatter the model."""
+    data = write(tmp_path / "q.jsonl", [{"user": "x " * 99, "final": "7"}])
+    evaluate.main(["--checkpoint", folder, "--data", data, "--self-consistency", "1", "--json",
+                   "--out", str(tmp_path / "out")])
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)["checkpoints"][folder]["files"]["q"]["all"]
+    assert facts["greedy"]["n"] == 1 and facts["abstained"] == 1 and "1 of 1 questions are longer" in captured.err
+
+
+@pytest.mark.parametrize(("content", "sentence"), [("", "no questions in this file"), ('{"user": "x"}', "line 1: no"),
+                                                   ("[1]", "line 1: expected an object")])
+def test_a_bad_file_is_one_sentence(folder, tmp_path, capsys, content, sentence):
+    path = tmp_path / "q.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main(["--checkpoint", folder, "--data", str(path)])
+    assert exit.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_page_lines_up():
+    """Markdown that also reads well in a terminal."""
+    lines = report.grid([["", "n"], ["all", "12"]])
+    assert lines == ["|     | n  |", "|-----|----|", "| all | 12 |"]
+    assert report.percent(accuracy([True, False])) == " 50.0% [9.5, 90.5]"
