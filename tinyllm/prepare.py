@@ -6,6 +6,7 @@ large the input. In: .txt .md .jsonl (also .gz). Explained by tests/test_prepare
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tinyllm import __version__, clean, corpus, tokenizer, world
+from tinyllm import __version__, clean, corpus, problems, tokenizer, world
 from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings, write_atomically
 from tinyllm.corpus import Tally
 from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_shards
@@ -33,12 +34,12 @@ class PrepareConfig(Settings):
     """Turn text into token files to train on: clean, remove duplicates, split, tokenise.
 
     Give it files or folders of .txt, .md or .jsonl ({"text": ...} a line), also .gz. Without --input it takes the
-    generated world. Stop it whenever you like: the same command continues where it was.
+    generated world and a schoolbook of worked exercises. Stop it whenever you like: the same command continues where it was.
         python -m tinyllm.prepare
         python -m tinyllm.prepare --input books/ notes.txt --documents file --out data/books
     """
 
-    input: list[str] = opt([], "files or folders; without any, the documents of the generated world")
+    input: list[str] = opt([], "files or folders; without any, the documents of the generated world and schoolbook")
     out: str = opt("data/tokens", "folder for the token files, meta.json and tokenizer.model")
     documents: str = opt("block", "what a document is in .txt and .md: the text between blank lines, or a whole file",
                          choices=("block", "file"))
@@ -46,7 +47,8 @@ class PrepareConfig(Settings):
     preset: str = opt("base", "the model that will read the tokens; gives the vocabulary size", choices=tuple(PRESETS))
     vocab_size: int = opt(PRESETS["base"]["vocab_size"], "tokens in the tokenizer that is trained here",
                           low=300, high=65535)
-    world_documents: int = opt(50_000, "how many documents of the world, without --input", low=2)
+    world_documents: int = opt(50_000, "without --input: how many documents, half of them stories of the "
+                               "world, half pages of worked exercises", low=2)
     val_share: float = opt(0.01, "share of the documents held out for validation, at least one", low=1e-6, high=0.5)
     min_bytes: int = opt(20, "drop shorter documents (in bytes: 7 Chinese characters say as much as 20 letters)", low=0)
     max_chars: int = opt(100_000, "cut longer documents at the end of a line or sentence; nothing is lost", low=100)
@@ -77,7 +79,7 @@ def prepare(config: PrepareConfig) -> dict:
         raise ValueError(f"--out {out} is a file; give a folder")
     files = corpus.find_files(config.input)
     if not files:
-        say(f"no --input: taking {config.world_documents:,} documents of the generated world")
+        say(f"no --input: taking {config.world_documents:,} documents of the generated world and schoolbook")
     plan = make_plan(config, files)
     if not config.restart and (report := finished_report(out, plan)):
         say(f"{out} already holds exactly this; --restart makes it again")
@@ -111,8 +113,9 @@ def say(message: str) -> None:
 def documents(config: PrepareConfig, files: list[Path], notes: Tally, doing: str) -> Iterator[str]:
     """The raw documents of the input, with a progress bar that says what is being done."""
     if not files:
-        texts = world.documents(config.world_documents, config.seed)
-        yield from tqdm(texts, doing, config.world_documents, unit=" documents")
+        n = config.world_documents // 2
+        both = zip(world.documents(n, config.seed), problems.pages(n, config.seed))
+        yield from tqdm(itertools.chain.from_iterable(both), doing, 2 * n, unit=" documents")
         return
     with tqdm(None, doing, sum(file.stat().st_size for file in files), unit="B", unit_scale=True) as bar:
         yield from corpus.read_documents(files, whole_files=config.documents == "file", max_chars=config.max_chars,
@@ -128,7 +131,9 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
         settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
     package = Path(__file__).parent
     rules = [package / name for name in ("clean.py", "corpus.py", "parts.py")]
-    rules += [] if files else [package / "lexicon.py", package / "grammar.py", *sorted(package.glob("world*.*"))]
+    names = ("lexicon.py", "grammar.py", "world*.*", "arithmetic.py", "wordings.py", "reading.py", "exercises.py",
+             "problems*.*")
+    rules += [] if files else sorted(path for name in names for path in package.glob(name))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in rules))
     stats = [(str(file), file.stat()) for file in files]
     return {"version": __version__, "code": code.hexdigest(), "settings": settings,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyllm.chat import rationale
 from tinyllm.config import Settings, command, opt, read_settings, write_atomically
 from tinyllm.exercises import FAMILIES
 from tinyllm.grammar import polished
@@ -147,6 +148,35 @@ def instruction(index: int, seed: int = 0, split: str = "train", language: str |
         if split_of(question) == split:
             return {"system": rng.choice(PLAIN_SYSTEMS[language]), "user": question, "assistant": answer,
                     "family": kind, "language": language}
+
+
+# ---- pages of a schoolbook: exercises as plain text for pretraining ------------------------------------------------
+
+def page(index: int, seed: int = 0) -> str:
+    """A page of worked sums, of three exercises with their solutions, or of four instructions; by turns, from train.
+
+    Sums are dense: half of their tokens can be worked out from the others, so a page teaches more arithmetic than any
+    story, and copying numbers from a line to the next besides.
+    """
+    rng, language = random.Random(f"page {seed} {index}"), LANGUAGES[index // 3 % 2]
+    start = rng.randrange(10 ** 6)
+    if index % 3 == 0:
+        lines: list[str] = []
+        while len(lines) < 24:
+            start, family = start + 1, rng.choice(("expression", "expression", "column", "story"))
+            lines += (found[1] for step in problem(start, seed, family=family).steps
+                      if (found := re.search(r"(-?[\d(][-+*/()\d]*=-?\d+)$", step)))
+        return "\n".join(lines)
+    if index % 3 == 1:                                           # 10 apart: the next family each time
+        chosen = (problem(start + 10 * k, seed, language=language) for k in range(3))
+        return "\n\n".join(f"{one.user}\n{rationale(one.cot, one.final, language)}" for one in chosen)
+    rows = (instruction(start + k, seed, language=language) for k in range(4))
+    return "\n\n".join(f"{row['user']}\n{row['assistant']}" for row in rows)
+
+
+def pages(n: int, seed: int = 0) -> Iterator[str]:
+    """The first `n` pages of the schoolbook."""
+    return (page(index, seed) for index in range(n))
 
 
 # ---- files and command ---------------------------------------------------------------------------------------------
