@@ -44,6 +44,8 @@ def attention(x: Tensor, weights: dict[str, Tensor], n_heads: int, n_kv_heads: i
     q = (x @ weights["wq"].T).view(B, T, n_heads, E).transpose(1, 2)          # (B, H, T, E)
     k = (x @ weights["wk"].T).view(B, T, n_kv_heads, E).transpose(1, 2)       # (B, K, T, E)
     v = (x @ weights["wv"].T).view(B, T, n_kv_heads, E).transpose(1, 2)       # (B, K, T, E)
+    if "q_norm" in weights:
+        q, k = rms_norm(q, weights["q_norm"], 1e-5), rms_norm(k, weights["k_norm"], 1e-5)
     q, k = rotate(q, theta), rotate(k, theta)
     k = k.repeat_interleave(n_heads // n_kv_heads, dim=1)                     # (B, H, T, E): one for each query head
     v = v.repeat_interleave(n_heads // n_kv_heads, dim=1)                     # (B, H, T, E)
@@ -75,10 +77,11 @@ def logits(model: torch.nn.Module, tokens: Tensor) -> Tensor:
     x = maybe_drop(embedding[tokens])                                         # (B, T, D)
     for layer in range(config.n_layers):
         def named(part: str, names: str, layer: int = layer) -> dict[str, Tensor]:
-            return {name: weights[f"blocks.{layer}.{part}.{name}.weight"] for name in names.split()}
+            paths = {name: f"blocks.{layer}.{part}.{name}.weight" for name in names.split()}
+            return {name: weights[path] for name, path in paths.items() if path in weights}
 
         normed = rms_norm(x, weights[f"blocks.{layer}.attention_norm.weight"], config.norm_eps)
-        x = x + maybe_drop(attention(normed, named("attention", "wq wk wv wo"), config.n_heads, config.n_kv_heads,
+        x = x + maybe_drop(attention(normed, named("attention", "wq wk wv wo q_norm k_norm"), config.n_heads, config.n_kv_heads,
                                      config.rope_theta, drop))
         normed = rms_norm(x, weights[f"blocks.{layer}.ffn_norm.weight"], config.norm_eps)
         x = x + maybe_drop(swiglu(normed, named("ffn", "gate up down")))

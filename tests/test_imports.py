@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["config", "corpus", "clean", "tokenizer", "chat", "lexicon", "grammar", "world", "arithmetic", "wordings",
-         "reading", "exercises", "problems", "parts", "prepare", "data", "model", "optim", "checkpoint",
+         "reading", "exercises", "problems", "choices", "parts", "prepare", "data", "model", "optim", "checkpoint",
          "train", "stage", "plot", "pretrain", "sft", "cot_sft", "calculator", "decode", "vote", "generate", "report",
          "evaluate", "anatomy", "peek", "bench", "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}

@@ -82,7 +82,7 @@ def test_the_letters_of_every_tensor_give_its_shape(cached):
                                 for product in row["letters"].split()], row["tensor"]
     first, second = ([(row["tensor"].replace(f"blocks.{i}", ""), row["shape"], row["weight"]) for row in rows
                       if row["tensor"].startswith(f"blocks.{i}")] for i in (0, 1))
-    assert first == second and len(first) == 15
+    assert first == second and len(first) == 17
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -176,7 +176,7 @@ def test_colours_appear_only_on_a_terminal_that_wants_them(monkeypatch):
 
 
 @pytest.mark.parametrize(("argv", "sign"), [
-    (["tokens", TEXT], "⏎\n"), (["params"], "KV cache, 1 token"), (["params", "--preset", "base"], "41,755,136"),
+    (["tokens", TEXT], "⏎\n"), (["params"], "KV cache, 1 token"), (["params", "--preset", "base"], "41,756,160"),
     (["shapes"], "B K S E"), (["shapes", "--preset", "nano", "--length", "1", "--cached", "9"], "2 × 4 × 1 × 10"),
     (["attention", TEXT], "mean over 4 heads"), (["next", TEXT], "entropy"), (["surprise", TEXT], "per byte"),
     (["batch", "--context", "8", "--effective-batch-size", "2"], "16 targets to learn, 0 IGNORE"),

@@ -388,21 +388,22 @@ def test_overlap_counts_runs_of_thirteen_tokens():
 
 
 def test_the_command_writes_files_in_the_formats_of_the_book(tmp_path, capsys):
-    flags = ["--cot", "72", "--sft", "60", "--val", "18", "--test", "18", "--harder", "18", "--json"]
+    flags = ["--cot", "72", "--direct", "36", "--sft", "60", "--val", "18", "--test", "18", "--harder", "18", "--json"]
     problems.main(["--out", str(tmp_path), *flags])
     facts = json.loads(capsys.readouterr().out)
     questions = {}
     for file in sorted(path.stem for path in tmp_path.iterdir()):
         rows = [json.loads(line) for line in (tmp_path / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
-        wanted = {"cot": {"system", "user", "cot", "final"}, "sft": {"system", "user", "assistant"}}[file[:3]]
+        plain = {"system", "user", "assistant"}
+        wanted = {"cot": {"system", "user", "cot", "final"}, "sft": plain, "direct": plain}[file.split("_")[0]]
         for row in rows:
             assert set(row) == wanted | {"family", "language"} and all(isinstance(row[key], str) for key in row)
             assert all(row[key].strip() for key in wanted - {"system"})
-        assert facts[file]["rows"] == len(rows) == {"cot_train": 72, "sft_train": 60}.get(file, 18)
+        assert facts[file]["rows"] == len(rows) == {"cot_train": 72, "direct_train": 36, "sft_train": 60}.get(file, 18)
         questions[file] = [normalise(row["user"]) for row in rows]
         assert file.endswith("train") or len(set(questions[file])) == len(rows)
-    assert len(questions) == 7
-    for kind in ("cot", "sft"):
+    assert len(questions) == 10
+    for kind in ("cot", "direct", "sft"):
         parts = [set(values) for file, values in questions.items() if file.startswith(kind)]
         assert sum(map(len, parts)) == len(set().union(*parts))
     assert 0 <= facts["cot_test"]["share_with_13_gram_in_train"] <= 1

@@ -1,16 +1,22 @@
-"""Quickstart: the whole story really runs, and says what it did."""
+"""Quickstart: the whole story really runs, says what it did, and goes on where it was stopped."""
 
-from tinyllm import quickstart
-from tinyllm.quickstart import PROMPTS, QuickstartConfig
+from tinyllm import checkpoint, quickstart
+from tinyllm.quickstart import QuickstartConfig
+
+TINY = {"minutes": 0.2, "documents": 60, "problems": 60, "instructions": 20, "questions": 4, "self_consistency": 2}
 
 
 def test_the_story_has_all_its_parts(tmp_path, capsys):
-    """World, tokens, training and text, from an empty folder; the same prompts before, during and after."""
-    report = quickstart.quickstart(QuickstartConfig(minutes=0.15, world_documents=80, data=str(tmp_path / "data"),
-                                                    out=str(tmp_path / "run")))
-    assert list(report["samples"]) == ["before", "during", "after"]
-    assert all(list(texts) == list(PROMPTS) for texts in report["samples"].values())
-    assert report["validation"][-1]["val_loss"] < report["validation"][0]["val_loss"]
+    """Texts, three stages of training, a test of each and a vote, from an empty folder; a second call has nothing left
+    to train."""
+    config = QuickstartConfig(data=str(tmp_path / "data"), out=str(tmp_path / "run"), **TINY)
+    report = quickstart.quickstart(config)
+    assert list(report["test"]) == list(report["results"]) == ["pretrain", "sft", "cot_sft"]
+    assert all(groups["all"]["greedy"]["n"] == 4 for groups in report["test"].values())
+    assert [checkpoint.is_chat(tmp_path / "run" / stage) for stage in report["test"]] == [False, True, True]
     shown = quickstart.table(report)
-    assert "bits/byte" in shown and shown.count(" s  ") == len(report["seconds"]) + 1
-    assert "what it writes before training" in capsys.readouterr().out
+    assert "vote of 2" in shown and shown.count(" s  ") == len(report["seconds"]) + 1
+    assert "attempt 2 of 2" in capsys.readouterr().out
+    again = quickstart.quickstart(config)
+    assert {stage: run["steps"] for stage, run in again["results"].items()} == \
+        {stage: run["steps"] for stage, run in report["results"].items()}

@@ -4,7 +4,7 @@ import pytest
 import reference
 import torch
 
-from tinyllm import generate, optim
+from tinyllm import decode, generate, optim
 from tinyllm.data import IGNORE, Batch
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.train import next_token_loss
@@ -80,7 +80,7 @@ def test_sampling_probabilities_equal_the_loop(temperature, top_k, top_p):
     """Sorting and cumulative sums choose the tokens that going down the list one by one would choose, ties included."""
     logits = torch.randn(4, 30) * 2
     logits[1, 4] = logits[1, 9] = logits[1, 20] = logits[1].max()             # three tokens share the first place
-    ours = generate.next_token_probabilities(logits, temperature, top_k, top_p)
+    ours = decode.next_token_probabilities(logits, temperature, top_k, top_p)
     textbook = [reference.sampling_probabilities(row.tolist(), temperature, top_k, top_p) for row in logits]
     torch.testing.assert_close(ours, torch.tensor(textbook), rtol=1e-4, atol=1e-6)
 

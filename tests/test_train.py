@@ -66,7 +66,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(rows):
     by_hand = torch.cat([weight.grad.flatten() for weight in model.parameters()]).norm()
     (whole, row), (split, other) = one_step(4), one_step(rows)
     for name in whole:
-        torch.testing.assert_close(whole[name], split[name], rtol=1e-4, atol=1e-6)
+        # AdamW divides by the gradient, so the rounding of one that is nearly 0 shows: 5e-6, at a rate of 1e-3.
+        torch.testing.assert_close(whole[name], split[name], rtol=1e-4, atol=5e-6)
     assert row["loss"] == pytest.approx(other["loss"])
     assert row["grad_norm"] == pytest.approx(float(by_hand), rel=1e-4)
     assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)

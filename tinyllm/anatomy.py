@@ -31,6 +31,7 @@ def parameter_table(config: ModelConfig, context: int = 0) -> list[dict]:
     rows = [("embed", (config.vocab_size, D), 1, 0),                 # a look-up: no arithmetic
             ("attention_norm", (D,), n_layers, 0),
             matrix("wq", H * E, D), matrix("wk", K * E, D), matrix("wv", K * E, D), matrix("wo", D, H * E),
+            *([("q_norm", (E,), n_layers, 0), ("k_norm", (E,), n_layers, 0)] if config.qk_norm else []),
             ("attention itself", (), n_layers, 4 * S * H * E),
             ("ffn_norm", (D,), n_layers, 0),
             matrix("gate", config.ffn_dim, D), matrix("up", config.ffn_dim, D), matrix("down", D, config.ffn_dim),
@@ -45,6 +46,7 @@ TENSORS = {
     "tokens": ("B T", "token ids"), "embed": ("B T D", "one row of the table for each token"),
     "attention_norm": ("B T D", ""), "wq": ("B T H·E", "what each token looks for"),
     "wk": ("B T K·E", "what each token is found by"), "wv": ("B T K·E", "what each token passes on"),
+    "q_norm": ("B H T E", "each query of length √E"), "k_norm": ("B K T E", "each key of length √E"),
     "q": ("B H T E", "split into heads, rotated"), "k": ("B K S E", "split into heads, rotated"),
     "v": ("B K S E", "split into heads"), "scores": ("B H T S", "q @ kᵀ / √E, in pieces: never stored whole"),
     "out": ("B H T E", "softmax(scores) @ v"), "wo": ("B T D", "heads joined; added to the block's input"),
@@ -76,9 +78,9 @@ def shape_table(model: TinyLLM, tokens: Tensor, cache: KVCache | None = None) ->
 
     def seen(path: str, module: nn.Module, out: Tensor) -> None:
         add(path, out.shape, module.weight.shape if hasattr(module, "weight") else ())
-        if path.endswith("wv"):                                      # what follows is no module: no hook sees it
+        if path.endswith("k_norm" if model.config.qk_norm else "wv"):     # what follows is no module: no hook sees it
             for name in ("q", "k", "v", "scores", "out"):
-                add(path[:-2] + name, [values[letter] for letter in TENSORS[name][0].split()])
+                add(path.rpartition(".")[0] + "." + name, [values[letter] for letter in TENSORS[name][0].split()])
 
     with contextlib.ExitStack() as hooks:
         for path, module in model.named_modules():
@@ -103,10 +105,11 @@ def attention_weights(model: TinyLLM, ids: list[int], layer: int = -1) -> Tensor
     attention, caught = model.blocks[layer].attention, []
     with attention.register_forward_pre_hook(lambda module, inputs: caught.append(inputs)):
         model.last_hidden(torch.tensor([ids]))
-    x, rope, _ = caught[0]                                                    # (1, T, D), two of (T, E/2)
+    x, rope, *_ = caught[0]                                                   # (1, T, D), two of (T, E/2)
     T, E = len(ids), model.config.head_dim
-    q = rotate(attention.wq(x).view(1, T, -1, E).transpose(1, 2), *rope)      # (1, H, T, E)
-    k = rotate(attention.wk(x).view(1, T, -1, E).transpose(1, 2), *rope)      # (1, K, T, E)
+    q = attention.q_norm(attention.wq(x).view(1, T, -1, E).transpose(1, 2))   # (1, H, T, E)
+    k = attention.k_norm(attention.wk(x).view(1, T, -1, E).transpose(1, 2))   # (1, K, T, E)
+    q, k = rotate(q, *rope), rotate(k, *rope)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)                  # (1, H, T, E): groups share a key head
     scores = q @ k.transpose(-2, -1) / E ** 0.5                               # (1, H, T, T)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)                       # (T, T)

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 
 from tinyllm import generate, train
 from tinyllm.config import command, opt, part, read_settings
@@ -157,8 +158,9 @@ def loss_functions(textbook: ModuleType | None, dtype: torch.dtype) -> Ways:
     if compiled is not train.next_token_loss:
         ways[f"compiled {_name(dtype)}"] = (compiled, dtype)
     if textbook:
-        ways["textbook"] = (lambda model, batch: train.next_token_loss(
-            functools.partial(textbook.logits, model), batch), torch.float32)
+        ways["textbook"] = (lambda model, batch: (F.cross_entropy(
+            textbook.logits(model, batch.tokens).flatten(0, 1), batch.targets.flatten(), reduction="sum"),
+            torch.tensor(batch.targets.numel())), torch.float32)
     return ways
 
 

@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tinyllm
-from tinyllm.config import from_dict, read_json
+from tinyllm.config import Settings, command, from_dict, opt, read_json, read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
@@ -184,3 +185,46 @@ def lock(run: str | Path) -> Iterator[None]:
         except OSError:
             raise ValueError(f"{run}: another trainer is writing here; wait for it or choose another --out") from None
         yield
+
+
+# --- python -m tinyllm.checkpoint ---
+
+def pack(folder: str | Path, out: str | Path) -> int:
+    """Copies a checkpoint to `out` at a quarter of its size, to give away; returns the bytes written.
+
+    Weights in bfloat16 (about 3 digits, enough to use and to fine-tune), tokenizer and settings; what only resuming
+    needs stays behind.
+    """
+    folder, out = resolve(folder), Path(out)
+    model, tokenizer = load(folder)
+    if any(out.glob("*.safetensors")):
+        raise ValueError(f"{out} already holds a checkpoint; remove it or choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()},
+              out / "model.safetensors")
+    tokenizer.save(out / "tokenizer.model")
+    _write_json(out / "config.json", read_json(folder / "config.json"))
+    return sum(path.stat().st_size for path in out.iterdir())
+
+
+@dataclass
+class PackConfig(Settings):
+    """Copy a checkpoint to a small folder to give away: bfloat16 weights, tokenizer, settings.
+
+    Example:
+      python -m tinyllm.checkpoint --checkpoint checkpoints/cot_sft --out checkpoints/mine
+    """
+
+    checkpoint: str = opt("", "run or checkpoint folder; the most skilled stage when absent")
+    out: str = opt("checkpoints/packed", "folder for the copy")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    config = read_settings(PackConfig, "python -m tinyllm.checkpoint", argv)
+    size = pack(config.checkpoint or default(), config.out)
+    print(f"{size / 1e6:.1f} MB -> {config.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

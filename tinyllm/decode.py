@@ -36,16 +36,31 @@ def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: in
     probabilities = (logits.float() / temperature).softmax(-1)
     if not top_k and top_p >= 1:
         return probabilities
-    candidates = min(top_k or 256, probabilities.shape[-1])
-    kept, order = probabilities.topk(candidates)                     # (R, candidates), by rank: ties do not add
+    kept, order = ranked(probabilities, max(256, top_k))
     if not top_k and (kept.sum(-1) < top_p).any():                   # a flat distribution: p lies further down
-        kept, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        kept, order = ranked(probabilities, probabilities.shape[-1])
     if top_k:
+        kept, order = kept[:, :top_k], order[:, :top_k]              # by rank, so ties do not let more through
         kept = kept / kept.sum(-1, keepdim=True)
     before = kept.cumsum(-1) - kept                                  # mass ahead of each token
     kept = kept.masked_fill(before >= top_p, 0)
     kept[:, 0] = kept[:, 0].clamp_min(1e-9)                          # top_p = 0 still keeps the first
     return torch.zeros_like(probabilities).scatter_(-1, order, kept / kept.sum(-1, keepdim=True))
+
+
+def ranked(probabilities: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The n largest of each row in falling order, and their ids; of equal ones the smaller id comes first.
+
+    Sorting all V takes as long as a forward pass of a small model; finding the largest n takes a tenth of that.
+    """
+    if n < probabilities.shape[-1]:
+        lowest = probabilities.topk(n).values[:, -1:]
+        if bool(((probabilities >= lowest).sum(-1) == n).all()):     # no tie across the border
+            ids = (probabilities >= lowest).nonzero()[:, 1].view(-1, n)               # (R, n) in order of id
+            kept, order = probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+            return kept, ids.gather(-1, order)
+    kept, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    return kept[:, :n], order[:, :n]
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> list[int]:

@@ -13,11 +13,11 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tinyllm.chat import rationale
-from tinyllm.config import Settings, command, opt, read_settings, write_atomically
+from tinyllm.config import Settings, command, opt, read_json, read_settings, write_atomically
 from tinyllm.exercises import FAMILIES
 from tinyllm.grammar import polished
 from tinyllm.lexicon import DIGITS, LANGUAGES, concepts, name, word
@@ -314,6 +314,16 @@ def write(config: ProblemsConfig) -> dict:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(Path(config.out) / f"{file}.jsonl", lines.encode())
     return report(files)
+
+
+def write_once(config: ProblemsConfig) -> None:
+    """Write all files of `config`, unless they were written with the same settings before."""
+    note = Path(config.out) / "problems.json"
+    if note.is_file() and read_json(note) == asdict(config):
+        print(f"the questions in {config.out} are already written", file=sys.stderr)
+        return
+    write(config)
+    write_atomically(note, json.dumps(asdict(config)).encode())
 
 
 def _table(facts: dict) -> str:

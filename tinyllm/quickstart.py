@@ -1,7 +1,7 @@
-"""The whole story in one command: a world is written, read, and learnt by a small model that then writes by itself.
+"""The whole book in one command: a model reads, learns to answer, learns to think before it answers, and is examined.
 
-Nothing here is new: it calls prepare, pretrain and generate, shows the same prompts before, during and after
-training, and says what each part took. Explained by tests/test_quickstart.py.
+Nothing here is new: it calls problems, prepare, pretrain, sft, cot_sft and evaluate one after the other and shows what
+the model can do after each. Explained by tests/test_quickstart.py.
 """
 
 import json
@@ -9,45 +9,53 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
-from tinyllm import checkpoint, plot, prepare
+from tinyllm import checkpoint, plot, prepare, problems
 from tinyllm.config import PRESETS, Settings, command, opt, read_settings
-from tinyllm.generate import GenerateConfig, continue_text, printable
-from tinyllm.model import TinyLLM
+from tinyllm.cot_sft import CoTConfig, cot_sft
+from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
+from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
 from tinyllm.pretrain import PretrainConfig, pretrain
-from tinyllm.tokenizer import Tokenizer
+from tinyllm.report import by_group, grid, percent
+from tinyllm.sft import SFTConfig, sft
 
-PROMPTS = ("Once upon a time, Little Bear", "从前，森林里住着", "Mei had three apples. Tom gave her two more. Now Mei")
+STORY = "Once upon a time, Little Bear"
+QUESTION = "计算：12*(3+4)-10"
+SHARES = {"pretrain": 0.2, "sft": 0.1, "cot_sft": 0.7}               # of the minutes of training
 
 
 @dataclass
 class QuickstartConfig(Settings):
-    """See a language model being made, in about five minutes on two cores.
+    """See a model being made that reasons, in less than a quarter of an hour on two cores.
 
-    Writes the built-in world, learns a vocabulary from it, turns it into tokens, trains the `nano` model (4 layers,
-    256 wide) and lets it write before, during and after. Example:
+    Writes a small world and a schoolbook, learns a vocabulary, then trains `nano` (4 layers, 256 wide) in three stages:
+    to continue texts, to answer questions, to write its steps before the answer. After each stage it sits the same
+    test of questions it has never seen. Stop it whenever you like: the same command goes on. Example:
       python -m tinyllm.quickstart
     Afterwards:
-      python -m tinyllm.generate "Once upon a time"
+      python -m tinyllm.generate --self-consistency 5 "计算：12*(3+4)-10"
     """
 
-    minutes: float = opt(4.5, "minutes of training", low=0)
-    world_documents: int = opt(20_000, "documents of the built-in world to learn from", low=2)
-    data: str = opt("data/quickstart", "folder for the tokens")
-    out: str = opt("checkpoints/quickstart", "folder for checkpoints and metrics.jsonl")
+    minutes: float = opt(11.5, "minutes of training, all stages together", low=0)
+    documents: int = opt(10_000, "stories and pages of the schoolbook to read", low=2)
+    problems: int = opt(50_000, "problems with steps to learn from", low=10)
+    instructions: int = opt(8_000, "plain instructions, and as many problems with the answer alone", low=10)
+    questions: int = opt(180, "questions of the test", low=1)
+    self_consistency: int = opt(5, "attempts that vote in the test", low=1)
+    data: str = opt("data/quickstart", "folder for texts, questions and tokens")
+    out: str = opt("checkpoints/quickstart", "folder for the checkpoints of the three stages")
     seed: int = opt(0, "of world, weights, batches and samples", low=0)
     restart: bool = opt(False, "begin again instead of going on from what is there")
     json: bool = opt(False, "print the result as JSON at the end")
 
 
 class Story:
-    """What the reader sees: samples at three moments, and the time that each part took."""
+    """What the reader sees: which part is running, and the time that each took."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.seconds, self.samples = seed, {}, {}
-        self.model: TinyLLM | None = None
-        self.tokenizer: Tokenizer | None = None
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -57,58 +65,77 @@ class Story:
         yield
         self.seconds[name] = time.monotonic() - started
 
-    def sample(self, moment: str) -> None:
-        """Lets the model continue each prompt; the same seed at every moment, so only the weights differ."""
-        assert self.model is not None and self.tokenizer is not None
-        self.model.eval()
-        settings = GenerateConfig(max_new_tokens=60, temperature=0.7, seed=self.seed)
-        self.samples[moment] = {prompt: "".join(continue_text(self.model, self.tokenizer, prompt, settings))
-                                for prompt in PROMPTS}
-        print(f"\n--- what it writes {moment} training ---")
-        for prompt, text in self.samples[moment].items():
-            print(f"[{prompt}]{printable(text)}".replace("\n", "⏎"), flush=True)
 
-    def ready(self, model: TinyLLM, tokenizer: Tokenizer) -> None:
-        """Called by pretrain() with the untrained model."""
-        self.model, self.tokenizer = model, tokenizer
-        print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters, "
-              f"vocabulary of {tokenizer.vocab_size:,}")
-        self.sample("before")
-
-    def watch(self, row: dict) -> None:
-        """Called by pretrain() with every row of numbers."""
-        if row.get("progress", 0) >= 0.3 and "during" not in self.samples and len(self.samples) == 1:
-            self.sample("during")
+def nano(cls: type, **settings) -> object:
+    """Settings of a stage for the `nano` model."""
+    known = {field.name for field in fields(cls)}
+    return cls(**{key: value for key, value in PRESETS["nano"].items() if key in known} | {"preset": "nano"} | settings)
 
 
 def quickstart(config: QuickstartConfig) -> dict:
-    """Runs every part in order; returns {"seconds": {part: s}, "validation": [...], "samples": {...}, "result"}."""
-    story = Story(config.seed)
-    with story.part("1. text to tokens: write the world, learn a vocabulary, encode"):
+    """Runs every part in order; returns {"seconds": {part: s}, "results": {stage: ...}, "test": {stage: groups}}."""
+    story, out, data, results, test = Story(), Path(config.out), Path(config.data), {}, {}
+    with story.part("1. texts and questions: a world, a schoolbook, a vocabulary"):
+        write_problems(config)
         report = prepare.prepare(prepare.PrepareConfig(
             out=config.data, preset="nano", vocab_size=PRESETS["nano"]["vocab_size"], seed=config.seed,
-            world_documents=config.world_documents, restart=config.restart))
+            world_documents=config.documents, restart=config.restart))
         print(prepare.table(report))
+    shared = {"seed": config.seed, "restart": config.restart}
+    minutes = {stage: config.minutes * share for stage, share in SHARES.items()}
     with story.part("2. pretraining: predict the next token, again and again"):
-        run = PretrainConfig(preset="nano", **PRESETS["nano"], data=config.data, out=config.out, seed=config.seed,
-                             max_minutes=config.minutes, restart=config.restart)
-        result = pretrain(run, report=story.watch, ready=story.ready)
-        plot.draw_losses(config.out)
-    with story.part("3. generation: from the best checkpoint"):
-        story.model, story.tokenizer = checkpoint.load(config.out)
-        story.sample("after")
-    validation = [row for row in plot.read_metrics(config.out) if "val_loss" in row]
-    return {"seconds": story.seconds, "validation": validation, "samples": story.samples, "result": result}
+        results["pretrain"] = pretrain(nano(PretrainConfig, data=config.data, out=str(out / "pretrain"),
+                                            max_minutes=minutes["pretrain"], **shared))
+        model, tokenizer = checkpoint.load(out / "pretrain")
+        settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
+        print(f"[{STORY}]" + printable("".join(continue_text(model, tokenizer, STORY, settings))))
+    with story.part("3. SFT: answer instead of continuing"):
+        results["sft"] = sft(nano(
+            SFTConfig, data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
+            val=[str(data / "sft_val.jsonl"), str(data / "direct_val.jsonl")], init=str(out / "pretrain"),
+            out=str(out / "sft"), max_minutes=minutes["sft"], dropout=0.0, **shared))
+    with story.part("4. CoT-SFT: think, then answer"):
+        results["cot_sft"] = cot_sft(nano(
+            CoTConfig, data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
+            plain=[str(data / "sft_train.jsonl")], init=str(out / "sft"), out=str(out / "cot_sft"),
+            max_minutes=minutes["cot_sft"], dropout=0.0, **shared))
+    for stage in SHARES:
+        plot.draw_losses(out / stage)
+    with story.part("5. the test: the same questions for every stage"):
+        questions = read_questions(data / "cot_test.jsonl", config.questions)
+        settings = EvaluateConfig(self_consistency=config.self_consistency, seed=config.seed)
+        for stage in SHARES:
+            model, tokenizer = checkpoint.load(out / stage)
+            answered = ask(model, tokenizer, questions, settings, is_chat=stage != "pretrain", label=stage)
+            test[stage] = grouped(answered)
+    with story.part("6. one question, several attempts, one vote"):
+        print(f"{QUESTION}\n")
+        settings = GenerateConfig(self_consistency=config.self_consistency, seed=config.seed)
+        answer(model, tokenizer, conversation(settings, QUESTION), settings)
+    return {"seconds": story.seconds, "results": results, "test": test}
+
+
+def write_problems(config: QuickstartConfig) -> None:
+    """The questions of all stages; kept if they were written with the same settings before."""
+    wanted = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
+                                     direct=config.instructions, val=360, test=max(360, config.questions), harder=360,
+                                     seed=config.seed)
+    problems.write_once(wanted)
 
 
 def table(report: dict) -> str:
-    """Validation loss along the way, then the time of each part."""
-    rows = report["validation"]
-    shown = [rows[i] for i in sorted({round(i * (len(rows) - 1) / 5) for i in range(6)})]
-    lines = ["", "tokens read    minutes   val loss   bits/byte"]
-    lines += [f"{row['tokens']:11,} {row['seconds'] / 60:10.1f} {row['val_loss']:10.3f} {row['bits_per_byte']:11.3f}"
-              for row in shown]
-    lines += [""] + [f"{seconds:7.1f} s  {name}" for name, seconds in report["seconds"].items()]
+    """The three stages on the same test, the last one by family, and the time of each part."""
+    names = {"pretrain": "pretrained only", "sft": "SFT, answers at once", "cot_sft": "CoT-SFT, steps first"}
+    n = max(report["test"]["cot_sft"]["all"]["vote"])
+    rows = [["stage", "minutes", "tokens", "greedy", "one sample", f"vote of {n}", "format"]]
+    for stage, groups in report["test"].items():
+        fact, run = groups["all"], report["results"][stage]
+        rows.append([names[stage], f"{run['minutes']:.1f}", f"{run['tokens']:,}", percent(fact["greedy"]),
+                     percent(fact["vote"][1]), percent(fact["vote"][n]), f"{fact['format']:.1%}"])
+    last = report["test"]["cot_sft"]
+    lines = ["", *grid(rows), "", "CoT-SFT by family and language", "",
+             *by_group({"all": last["all"]} | last["by_language"] | last["by_family"]), ""]
+    lines += [f"{seconds:7.1f} s  {name}" for name, seconds in report["seconds"].items()]
     return "\n".join([*lines, f"{sum(report['seconds'].values()):7.1f} s  in all"])
 
 
@@ -118,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     with redirect_stdout(sys.stderr) if config.json else nullcontext():
         report = quickstart(config)
     print(json.dumps(report, ensure_ascii=False) if config.json else table(report))
-    print('\nNow try:  python -m tinyllm.generate "Once upon a time"', file=sys.stderr)
+    print(f'\nNow try:  python -m tinyllm.generate --self-consistency 5 "{QUESTION}"', file=sys.stderr)
 
 
 if __name__ == "__main__":
