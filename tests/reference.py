@@ -81,8 +81,8 @@ def logits(model: torch.nn.Module, tokens: Tensor) -> Tensor:
             return {name: weights[path] for name, path in paths.items() if path in weights}
 
         normed = rms_norm(x, weights[f"blocks.{layer}.attention_norm.weight"], config.norm_eps)
-        x = x + maybe_drop(attention(normed, named("attention", "wq wk wv wo q_norm k_norm"), config.n_heads, config.n_kv_heads,
-                                     config.rope_theta, drop))
+        x = x + maybe_drop(attention(normed, named("attention", "wq wk wv wo q_norm k_norm"), config.n_heads,
+                                     config.n_kv_heads, config.rope_theta, drop))
         normed = rms_norm(x, weights[f"blocks.{layer}.ffn_norm.weight"], config.norm_eps)
         x = x + maybe_drop(swiglu(normed, named("ffn", "gate up down")))
     return rms_norm(x, weights["norm.weight"], config.norm_eps) @ embedding.T

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tinyllm import checkpoint
+from tinyllm.model import TinyLLM
 from tinyllm.train import TrainConfig
 
 

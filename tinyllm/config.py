@@ -20,7 +20,8 @@ PRESETS = {
     "base": {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "ffn_dim": 2048, "context": 512,
              "vocab_size": 16000, "qk_norm": True},
     "nano": {"dim": 256, "n_layers": 4, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 704, "context": 256,
-             "vocab_size": 4096, "qk_norm": True, "batch_size": 8, "effective_batch_size": 8, "lr": 4e-3, "muon_lr": 0.04},
+             "vocab_size": 4096, "qk_norm": True, "batch_size": 8, "effective_batch_size": 8, "lr": 4e-3,
+             "muon_lr": 0.04},
 }
 
 

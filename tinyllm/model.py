@@ -29,7 +29,7 @@ class ModelConfig(Settings):
     context: int = opt(BASE["context"], "longest sequence in tokens", low=2)
     rope_theta: float = opt(10000.0, "base of the rotary wavelengths", low=1)
     norm_eps: float = opt(1e-5, "keeps the norm of an all-zero vector finite", low=0)
-    qk_norm: bool = opt(BASE["qk_norm"], "normalise queries and keys, so that attention scores stay bounded at high rates")
+    qk_norm: bool = opt(BASE["qk_norm"], "normalise queries and keys, so that attention scores stay bounded")
     dropout: float = opt(0.0, "share of activations zeroed in training", low=0, high=0.99)
 
     def __post_init__(self) -> None:

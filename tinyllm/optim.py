@@ -20,8 +20,13 @@ def decay_at(progress: float, schedule: str, decay_share: float = 0.4) -> float:
 
     "trapezoid": constant, then linear to 0 over the last `decay_share` (Hägele et al. 2024, arXiv:2405.18392).
     "cosine": half a cosine down to a tenth (Loshchilov & Hutter 2016, arXiv:1608.03983).
+    "one-cycle": half a cosine up from 1/25 over the first 30%, then down to almost 0 (Smith & Topin 2017,
+    arXiv:1708.07120): warm-up and decay in one.
     """
     progress = min(1.0, max(0.0, progress))
+    if schedule == "one-cycle":
+        up, low = (progress / 0.3, 1 / 25) if progress < 0.3 else ((1 - progress) / 0.7, 1e-4 / 25)
+        return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * up))
     if schedule == "cosine":
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
     return min(1.0, (1 - progress) / decay_share)

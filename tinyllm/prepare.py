@@ -34,7 +34,7 @@ class PrepareConfig(Settings):
     """Turn text into token files to train on: clean, remove duplicates, split, tokenise.
 
     Give it files or folders of .txt, .md or .jsonl ({"text": ...} a line), also .gz. Without --input it takes the
-    generated world and a schoolbook of worked exercises. Stop it whenever you like: the same command continues where it was.
+    generated world and a schoolbook of worked exercises. Stop it whenever you like: the same command goes on.
         python -m tinyllm.prepare
         python -m tinyllm.prepare --input books/ notes.txt --documents file --out data/books
     """
