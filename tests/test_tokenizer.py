@@ -170,3 +170,10 @@ def test_commands_speak_both_languages(tokenizer, tmp_path, capsys):
     tokenizers.main(["info", *at])
     shown = capsys.readouterr().out
     assert "characters per token, en" in shown and "characters per token, zh" in shown and "Chinese" in shown
+
+
+def test_signs_of_arithmetic_are_tokens_of_their_own(tmp_path):
+    """A calculator steps in behind "="; merged with the sign of the result ("=-") the model would already have begun."""
+    tokenizer = tokenizers.train(["3-7=-4\n(2)*-5=-10\n"] * 50, 300, tmp_path)
+    shown = [tokenizer.show(id) for id in tokenizer.encode("3-7=-4(2)*-5=-10")]
+    assert shown == list("3-7=-4(2)*-5=-10")

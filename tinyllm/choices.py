@@ -1,4 +1,4 @@
-"""Questions whose answer is chosen: reading questions with options, and query-item pairs with four classes of relevance.
+"""Questions whose answer is chosen: reading questions with options, and query-item pairs of four classes.
 
 The passages tell the same kind of fact about several people; which of them is asked for is drawn last, so the options
 are alike in everything but the truth and no shortcut (length, position, words shared with the passage) beats chance.
@@ -184,8 +184,8 @@ def pair(index: int, seed: int = 0, split: str = "train", language: str | None =
                         "language": language}
 
 
-_QUESTION = {"en": template("[Query|Looking for|Wanted]: {q}\n[Item|Product|Offer]: {i}\nIs the item exact, substitute, "
-                            "complement or irrelevant?", "en", {}),
+_QUESTION = {"en": template("[Query|Looking for|Wanted]: {q}\n[Item|Product|Offer]: {i}\nIs the item exact, "
+                            "substitute, complement or irrelevant?", "en", {}),
              "zh": template("[查询|想要|搜索]：{q}\n[商品|物品|结果]：{i}\n[关系是|属于] exact、substitute、complement "
                             "还是 irrelevant？", "zh", {})}
 

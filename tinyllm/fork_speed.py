@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tinyllm.config import opt, part
+from tinyllm.fork import read
 from tinyllm.model import ModelConfig, TinyLLM
-from tinyllm.options import Encoded, read
+from tinyllm.options import Encoded
 from tinyllm.report import grid
 
 
@@ -76,16 +77,18 @@ def measure(config: ForkSpeedConfig) -> list[dict]:
         torch.testing.assert_close(forked(model, question), reread(model, question), rtol=1e-4, atol=1e-5)
         times: dict = {forked: [], reread: []}
         for _ in range(config.repeats):
-            for way in times:
+            for way, seconds in times.items():
                 started = time.perf_counter()
                 way(model, question)
-                times[way].append(time.perf_counter() - started)
+                seconds.append(time.perf_counter() - started)
         cached, again = median(times[forked]), median(times[reread])
         best = ideal(prefix, n, config.option_tokens)
-        token_bytes = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * 4        # a key and a value, fp32
+        layer_bytes = 2 * shape.n_kv_heads * shape.head_dim * 4      # a key and a value of one token, fp32
+        # The prefix in all layers, and the copies of one layer at a time.
+        cache_bytes = layer_bytes * (shape.n_layers * prefix + n * (prefix + config.option_tokens))
         rows.append({"prefix_tokens": prefix, "options": n, "cached_ms": 1e3 * cached, "reread_ms": 1e3 * again,
                      "ratio": again / cached, "ideal": best, "share_of_ideal": again / cached / best,
-                     "cache_mb": (1 + n) * (prefix + config.option_tokens) * token_bytes / 1e6})
+                     "cache_mb": cache_bytes / 1e6})
     return rows
 
 

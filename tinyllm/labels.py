@@ -5,6 +5,7 @@ expected value as one continuous score, and how good both are. Explained by test
 Shapes: B prompts, V vocabulary, C classes.
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def first_tokens(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
         first = tokenizer.encode(label)[0]
         if first in found:
             raise ValueError(f"the labels {found[first]!r} and {label!r} both begin with the token "
-                             f"{tokenizer.decode([first])!r}, so one position cannot tell them apart; choose other words")
+                             f"{tokenizer.decode([first])!r}: one position cannot tell them apart; choose other words")
         found[first] = label
     return list(found)
 
@@ -129,13 +130,11 @@ def auc(scores: Sequence[float], values: Sequence[float]) -> float | None:
     groups = {value: torch.tensor([score for score, one in zip(scores, values) if one == value]).sort().values
               for value in sorted(set(values))}
     right, pairs = 0.0, 0
-    for low in groups:
-        for high in groups:
-            if low < high:
-                below = torch.searchsorted(groups[low], groups[high], right=False)      # lower scores
-                below_or_equal = torch.searchsorted(groups[low], groups[high], right=True)
-                right += float((below + below_or_equal).sum()) / 2
-                pairs += len(groups[low]) * len(groups[high])
+    for (_, low), (_, high) in itertools.combinations(groups.items(), 2):
+        below = torch.searchsorted(low, high, right=False)           # for each of `high`, how many scores of `low` are
+        below_or_equal = torch.searchsorted(low, high, right=True)   # lower, and how many not higher
+        right += float((below + below_or_equal).sum()) / 2
+        pairs += len(low) * len(high)
     return right / pairs if pairs else None
 
 
@@ -174,12 +173,13 @@ def label(config: LabelsConfig) -> dict:
     chances = probabilities(model, [prompts[i] for i in fits], first, config.batch_size)
     scores = expected_value(chances, values).tolist()
     result = measure(chances, [rows[i].label for i in fits], labels, values)
-    return result | {"checkpoint": str(folder), "labels": labels, "values": values, "skipped": others + len(rows) - len(fits),
+    return result | {"checkpoint": str(folder), "labels": labels, "values": values,
+                     "skipped": others + len(rows) - len(fits),
                      "rows": [{"label": labels[rows[i].label], "probabilities": one, "score": score}
                               for i, one, score in zip(fits, chances.tolist(), scores)]}
 
 
-def table(result: dict) -> str:
+def label_table(result: dict) -> str:
     """What a person reads."""
     labels = result["labels"]
     rows = [["true \\ read", *labels, "mean score"]]

@@ -6,7 +6,6 @@ large the input. In: .txt .md .jsonl (also .gz). Explained by tests/test_prepare
 """
 
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -47,8 +46,8 @@ class PrepareConfig(Settings):
     preset: str = opt("base", "the model that will read the tokens; gives the vocabulary size", choices=tuple(PRESETS))
     vocab_size: int = opt(PRESETS["base"]["vocab_size"], "tokens in the tokenizer that is trained here",
                           low=300, high=65535)
-    world_documents: int = opt(50_000, "without --input: how many documents, half of them stories of the "
-                               "world, half pages of worked exercises", low=2)
+    world_documents: int = opt(50_000, "without --input: how many documents, a quarter of them stories "
+                               "of the world, the others pages of a schoolbook", low=2)
     val_share: float = opt(0.01, "share of the documents held out for validation, at least one", low=1e-6, high=0.5)
     min_bytes: int = opt(20, "drop shorter documents (in bytes: 7 Chinese characters say as much as 20 letters)", low=0)
     max_chars: int = opt(100_000, "cut longer documents at the end of a line or sentence; nothing is lost", low=100)
@@ -113,9 +112,10 @@ def say(message: str) -> None:
 def documents(config: PrepareConfig, files: list[Path], notes: Tally, doing: str) -> Iterator[str]:
     """The raw documents of the input, with a progress bar that says what is being done."""
     if not files:
-        n = config.world_documents // 2
-        both = zip(world.documents(n, config.seed), problems.pages(n, config.seed))
-        yield from tqdm(itertools.chain.from_iterable(both), doing, 2 * n, unit=" documents")
+        stories = world.documents(-(-config.world_documents // 4), config.seed)
+        pages = problems.pages(config.world_documents, config.seed)
+        by_turns = ((next(pages) if number % 4 else next(stories)) for number in range(config.world_documents))
+        yield from tqdm(by_turns, doing, config.world_documents, unit=" documents")
         return
     with tqdm(None, doing, sum(file.stat().st_size for file in files), unit="B", unit_scale=True) as bar:
         yield from corpus.read_documents(files, whole_files=config.documents == "file", max_chars=config.max_chars,
