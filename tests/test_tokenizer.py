@@ -173,7 +173,7 @@ def test_commands_speak_both_languages(tokenizer, tmp_path, capsys):
 
 
 def test_signs_of_arithmetic_are_tokens_of_their_own(tmp_path):
-    """A calculator steps in behind "="; merged with the sign of the result ("=-") the model would already have begun."""
-    tokenizer = tokenizers.train(["3-7=-4\n(2)*-5=-10\n"] * 50, 300, tmp_path)
-    shown = [tokenizer.show(id) for id in tokenizer.encode("3-7=-4(2)*-5=-10")]
-    assert shown == list("3-7=-4(2)*-5=-10")
+    """A calculator steps in behind "="; merged as "=-", the model would already have begun."""
+    tokenizer = tokenizers.train([*SENTENCES, "3-7=-4 is (2)*-5=-10\n"] * 50, 420, tmp_path)
+    assert [tokenizer.show(id) for id in tokenizer.encode("3-7=-4(2)*-5=-10")] == list("3-7=-4(2)*-5=-10")
+    assert len(tokenizer.encode("[Reasoning]\n【最终答案】")) == 3               # a heading is read at one glance

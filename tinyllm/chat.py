@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tinyllm.tokenizer import Tokenizer
+from tinyllm.tokenizer import HEADINGS, Tokenizer
 
-HEADINGS = {"zh": ("【推理过程】", "【最终答案】"), "en": ("[Reasoning]", "[Final answer]")}
 T = TypeVar("T")
 
 

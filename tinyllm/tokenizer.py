@@ -23,7 +23,9 @@ from tinyllm import corpus
 from tinyllm.config import PRESETS, Settings, command, opt, read_command, write_atomically
 
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|sep|>")     # ids 4 to 7
-WHOLE = ("\n", *"=+-*/()")                                            # never part of a longer token
+# Always a token of their own: newline, signs of arithmetic, and the headings that an answer with steps begins with.
+HEADINGS = {"zh": ("【推理过程】", "【最终答案】"), "en": ("[Reasoning]", "[Final answer]")}
+WHOLE = ("\n", *"=+-*/()", *HEADINGS["zh"], *HEADINGS["en"])
 SPACE = "\u2581"                                                     # SentencePiece writes a space as "▁"
 SAMPLE_CHARS = 10_000_000                                            # BPE merges hardly change beyond this
 
@@ -31,8 +33,7 @@ SAMPLE_CHARS = 10_000_000                                            # BPE merge
 class Tokenizer:
     """A trained vocabulary. Ids: 0 <pad>, 1 <bos>, 2 <eos>, 3 <unk>, 4.. control tokens, WHOLE, bytes, merges.
 
-    A newline and the signs of arithmetic are always tokens of their own, as digits are: 12+3=15 is seven tokens whose
-    border a calculator can see, never "=1" or "=-".
+    Digits are always tokens of their own too, so 12+3=15 is seven tokens whose border a calculator can see, never "=1".
     """
 
     def __init__(self, model: bytes, origin: str = "tokenizer") -> None:
@@ -132,7 +133,7 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path, seed: int = 0)
     vocabulary, with a line on stderr. Ids fit uint16, so vocab_size <= 65535.
     """
     if not 300 <= vocab_size <= 65535:
-        raise ValueError(f"vocab size must be 300 to 65535 (256 bytes and 16 fixed tokens come first), not "
+        raise ValueError(f"vocab size must be 300 to 65535 (256 bytes and 20 fixed tokens come first), not "
                          f"{vocab_size}")
     lines = _sample(texts, seed)
     if not any(line.strip() for line in lines):
@@ -164,7 +165,7 @@ def _sample(texts: Iterable[str], seed: int) -> list[str]:
 def _learn(lines: list[str], vocab_size: int) -> bytes:
     """The serialised model. Characters get at most half of the room, and the rarest 0.05% are spelled in bytes."""
     counts = collections.Counter(itertools.chain.from_iterable(lines))
-    room, enough, seen, known = (vocab_size - 256 - 16) // 2, 0.9995 * counts.total(), 0, set()
+    room, enough, seen, known = (vocab_size - 256 - 20) // 2, 0.9995 * counts.total(), 0, set()
     for char, count in counts.most_common(room):
         if seen >= enough:
             break
