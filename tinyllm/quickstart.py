@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm import checkpoint, plot, prepare, problems
@@ -23,7 +23,7 @@ from tinyllm.sft import SFTConfig, sft
 
 STORY = "Once upon a time, Little Bear"
 QUESTION = "计算：12*(3+4)-10"
-SHARES = {"pretrain": 0.2, "sft": 0.1, "cot_sft": 0.7}               # of the minutes of training
+SHARES = {"pretrain": 0.2, "sft": 0.08, "cot_sft": 0.72}               # of the minutes of training
 
 
 @dataclass
@@ -38,7 +38,7 @@ class QuickstartConfig(Settings):
       python -m tinyllm.generate --self-consistency 5 "计算：12*(3+4)-10"
     """
 
-    minutes: float = opt(11.5, "minutes of training, all stages together", low=0)
+    minutes: float = opt(12.0, "minutes of training, all stages together", low=0)
     documents: int = opt(10_000, "stories and pages of the schoolbook to read", low=2)
     problems: int = opt(50_000, "problems with steps to learn from", low=10)
     instructions: int = opt(8_000, "plain instructions, and as many problems with the answer alone", low=10)
@@ -66,12 +66,6 @@ class Story:
         self.seconds[name] = time.monotonic() - started
 
 
-def nano(cls: type, **settings) -> object:
-    """Settings of a stage for the `nano` model."""
-    known = {field.name for field in fields(cls)}
-    return cls(**{key: value for key, value in PRESETS["nano"].items() if key in known} | {"preset": "nano"} | settings)
-
-
 def quickstart(config: QuickstartConfig) -> dict:
     """Runs every part in order; returns {"seconds": {part: s}, "results": {stage: ...}, "test": {stage: groups}}."""
     story, out, data, results, test = Story(), Path(config.out), Path(config.data), {}, {}
@@ -84,19 +78,20 @@ def quickstart(config: QuickstartConfig) -> dict:
     shared = {"seed": config.seed, "restart": config.restart}
     minutes = {stage: config.minutes * share for stage, share in SHARES.items()}
     with story.part("2. pretraining: predict the next token, again and again"):
-        results["pretrain"] = pretrain(nano(PretrainConfig, data=config.data, out=str(out / "pretrain"),
-                                            max_minutes=minutes["pretrain"], **shared))
+        results["pretrain"] = pretrain(PretrainConfig(
+            preset="nano", **PRESETS["nano"], data=config.data, out=str(out / "pretrain"), start_context=0,
+            max_minutes=minutes["pretrain"], **shared))
         model, tokenizer = checkpoint.load(out / "pretrain")
         settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
         print(f"[{STORY}]" + printable("".join(continue_text(model, tokenizer, STORY, settings))))
     with story.part("3. SFT: answer instead of continuing"):
-        results["sft"] = sft(nano(
-            SFTConfig, data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
+        results["sft"] = sft(SFTConfig(
+            data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
             val=[str(data / "sft_val.jsonl"), str(data / "direct_val.jsonl")], init=str(out / "pretrain"),
             out=str(out / "sft"), max_minutes=minutes["sft"], dropout=0.0, **shared))
     with story.part("4. CoT-SFT: think, then answer"):
-        results["cot_sft"] = cot_sft(nano(
-            CoTConfig, data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
+        results["cot_sft"] = cot_sft(CoTConfig(
+            data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
             plain=[str(data / "sft_train.jsonl")], init=str(out / "sft"), out=str(out / "cot_sft"),
             max_minutes=minutes["cot_sft"], dropout=0.0, **shared))
     for stage in SHARES:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinyllm import chat, checkpoint, plot, problems
-from tinyllm.config import PRESETS, command, opt, read_settings
+from tinyllm.config import command, opt, read_settings
 from tinyllm.data import Example, PackedExamples
 from tinyllm.pretrain import summary, table
 from tinyllm.stage import run_stage
@@ -30,19 +30,20 @@ class SFTConfig(TrainConfig):
     Your own rows are JSON lines: {"system", "user", "assistant"} or {"messages": [...]}. Ctrl-C saves; the same command
     goes on where it stopped. Examples:
       python -m tinyllm.sft
-      python -m tinyllm.sft --preset nano --init checkpoints/pretrain --max-minutes 5
+      python -m tinyllm.sft --init checkpoints/pretrain --max-minutes 5
       python -m tinyllm.sft --data my_questions.jsonl --out checkpoints/mine
     """
 
     chat = True                                                      # not a setting: its checkpoints answer questions
-    preset: str = opt("base", "training settings for a model of this shape", choices=tuple(PRESETS))
     data: list[str] = opt([], "files of rows to learn from; data/sft_train.jsonl and data/direct_train.jsonl if absent")
     val: list[str] = opt([], "files of held-out rows; the matching *_val.jsonl with the default data, else 2% of the "
                              "rows of --data")
     init: str = opt("checkpoints/pretrain", "checkpoint to start from")
     out: str = opt("checkpoints/sft", "folder for checkpoints and metrics.jsonl")
-    lr: float = opt(1e-3, "peak learning rate of AdamW", low=0)
-    muon_lr: float = opt(0.01, "peak learning rate of Muon", low=0)
+    batch_size: int = opt(8, TrainConfig.__dataclass_fields__["batch_size"].metadata["help"], low=1)
+    effective_batch_size: int = opt(0, "rows per optimizer step (0: as many as hold 4,096 tokens)", low=0)
+    lr: float = opt(3e-3, "peak learning rate of AdamW", low=0)
+    muon_lr: float = opt(0.015, "peak learning rate of Muon", low=0)
     dropout: float = opt(0.1, TrainConfig.__dataclass_fields__["dropout"].metadata["help"], low=0, high=0.9)
     val_rows: int = opt(600, "held-out rows read at each validation", low=1)
     json: bool = opt(False, "print the result as JSON")
@@ -112,7 +113,7 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row],
     val = {family: packed([one for one in held_out if one[0] == family]).batches()
            for family in sorted({family for family, _ in held_out})}
     batch_at = packed(examples)
-    batch_at.rows = config.effective_batch_size
+    batch_at.rows = config.effective_batch_size or max(1, 4096 // context)
     print(f"{len(examples):,} examples of {batch_at.n_tokens / len(examples):.0f} tokens on average fill "
           f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}"
           + (f"; {dropped:,} training and {val_dropped:,} validation rows are longer than {context} tokens: dropped"
