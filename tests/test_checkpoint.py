@@ -171,11 +171,14 @@ def test_foreign_files_are_one_sentence(run, model, tokenizer, tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_without_a_name_the_most_skilled_stage_is_used(run, tmp_path, monkeypatch, model, tokenizer):
-    """cot_sft before sft before pretrain; without any, the sentence says how to make one."""
+def test_without_a_name_the_most_skilled_stage_is_used(run, tmp_path, monkeypatch, model, tokenizer, capsys):
+    """cot_sft before sft before pretrain, then the model that ships; without any, the sentence says how to make one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
     with pytest.raises(ValueError, match=r"no checkpoint under checkpoints/ yet; .*quickstart"):
         checkpoint.default()
+    checkpoint.save(tmp_path / "shipped", model, tokenizer, TrainConfig(), {"step": 1})
+    assert checkpoint.default().parent.name == "shipped" and "that ships with tinyllm" in capsys.readouterr().err
     for stage in ("pretrain", "sft"):
         checkpoint.save(tmp_path / "checkpoints" / stage, model, tokenizer, TrainConfig(), {"step": 1})
         assert checkpoint.default().parent.name == stage

@@ -207,8 +207,9 @@ def test_mistakes_are_one_sentence(argv, sentence, folder, capsys):
 
 
 def test_without_a_checkpoint_the_shape_of_a_preset_is_offered(tmp_path, monkeypatch, capsys):
-    """A reader who has trained nothing yet can still look at params and shapes."""
+    """A reader who has no model at all can still look at params and shapes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
     with pytest.raises(SystemExit) as exit:
         peek.main(["params"])
     assert exit.value.code == 2 and "--preset base" in capsys.readouterr().err

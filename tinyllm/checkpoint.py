@@ -28,8 +28,9 @@ from tinyllm.config import Settings, command, from_dict, opt, read_json, read_se
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
-# Folders under checkpoints/, most skilled first; the user's own come before the one that ships.
-STAGES = ("cot_sft", "sft", "pretrain", "quickstart/cot_sft", "quickstart/sft", "quickstart/pretrain", "nano")
+# Folders under checkpoints/, most skilled first; without any, the model that ships is used.
+STAGES = ("cot_sft", "sft", "pretrain", "quickstart/cot_sft", "quickstart/sft", "quickstart/pretrain")
+SHIPPED = Path(__file__).parent.parent / "checkpoints" / "nano"      # lies beside the package in a clone
 
 
 def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, state: dict,
@@ -115,13 +116,11 @@ def resolve(folder: str | Path) -> Path:
 
 def default() -> Path:
     """The checkpoint to use when the user names none: the most skilled stage that exists."""
-    for root in (Path("checkpoints"), Path(__file__).parent.parent / "checkpoints"):
-        for stage in STAGES:
-            if ((root / stage) / "model.safetensors").is_file() or steps(root / stage):
-                if stage == "nano":
-                    print("no checkpoint of your own yet: using the small model that ships with tinyllm",
-                          file=sys.stderr)
-                return resolve(root / stage)
+    for folder in [*(Path("checkpoints") / stage for stage in STAGES), SHIPPED]:
+        if (folder / "model.safetensors").is_file() or steps(folder):
+            if folder == SHIPPED:
+                print("no checkpoint of your own yet: using the small model that ships with tinyllm", file=sys.stderr)
+            return resolve(folder)
     raise ValueError("no checkpoint under checkpoints/ yet; train one with `python -m tinyllm.quickstart` "
                      "or name one with --checkpoint")
 
