@@ -9,7 +9,7 @@ import torch
 from tinyllm import chat, checkpoint, cot_sft, sft
 from tinyllm.cot_sft import CoTConfig, mix
 from tinyllm.data import IGNORE, Batch, Example, PackedExamples, pack
-from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.model import ModelConfig, TinyLLM, visible
 from tinyllm.sft import Row, SFTConfig, to_examples
 from tinyllm.train import TrainConfig, next_token_loss, train
 from tinyllm.vote import sample_answers
@@ -52,6 +52,16 @@ def test_an_example_sees_only_itself():
     alone = [next_token_loss(model, PackedExamples([one], 40, 1, 0)(0)) for one in examples]
     assert sum(int(n) for _, n in packed) == sum(int(n) for _, n in alone)
     assert float(sum(loss for loss, _ in packed)) == pytest.approx(float(sum(loss for loss, _ in alone)), rel=1e-5)
+
+
+def test_who_may_look_at_whom():
+    """By hand: two examples of two tokens, then one token of padding. Every row has a True, or softmax would give NaN."""
+    mask = visible(5, 5, torch.tensor([[0, 0, 2, 2, 4]]))[0, 0].int().tolist()
+    assert mask == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    padded = visible(4, 4, torch.tensor([[2]]))[0, 0].int().tolist()             # two positions of padding in front
+    assert padded == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert visible(2, 4, torch.tensor([[2]]))[0, 0].int().tolist() == padded[2:]
+    assert visible(2, 4).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]] and visible(4, 4) is visible(1, 9) is None
 
 
 @torch.no_grad()
