@@ -55,7 +55,7 @@ def test_an_example_sees_only_itself():
 
 
 def test_who_may_look_at_whom():
-    """By hand: two examples of two tokens, then one token of padding. Every row has a True, or softmax would give NaN."""
+    """By hand: two examples of two tokens, then padding. Every row has a True: softmax of nothing is NaN."""
     mask = visible(5, 5, torch.tensor([[0, 0, 2, 2, 4]]))[0, 0].int().tolist()
     assert mask == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
     padded = visible(4, 4, torch.tensor([[2]]))[0, 0].int().tolist()             # two positions of padding in front
