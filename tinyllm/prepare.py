@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tinyllm import __version__, clean, corpus, problems, tokenizer, world
+from tinyllm import __version__, clean, corpus, schoolbook, tokenizer, world
 from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings, write_atomically
 from tinyllm.corpus import Tally
 from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_shards
@@ -113,7 +113,7 @@ def documents(config: PrepareConfig, files: list[Path], notes: Tally, doing: str
     """The raw documents of the input, with a progress bar that says what is being done."""
     if not files:
         stories = world.documents(-(-config.world_documents // 4), config.seed)
-        pages = problems.pages(config.world_documents, config.seed)
+        pages = schoolbook.pages(config.world_documents, config.seed)
         by_turns = ((next(pages) if number % 4 else next(stories)) for number in range(config.world_documents))
         yield from tqdm(by_turns, doing, config.world_documents, unit=" documents")
         return
@@ -132,7 +132,7 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
     package = Path(__file__).parent
     rules = [package / name for name in ("clean.py", "corpus.py", "parts.py")]
     names = ("lexicon.py", "grammar.py", "world*.*", "arithmetic.py", "wordings.py", "reading.py", "exercises.py",
-             "problems*.*")
+             "problems*.*", "schoolbook.py")
     rules += [] if files else sorted(path for name in names for path in package.glob(name))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in rules))
     stats = [(str(file), file.stat()) for file in files]
