@@ -3,7 +3,7 @@
 from tinyllm import checkpoint, quickstart
 from tinyllm.quickstart import QuickstartConfig
 
-TINY = {"minutes": 0.2, "documents": 60, "problems": 60, "instructions": 20, "questions": 4, "self_consistency": 2}
+TINY = {"minutes": 0.05, "documents": 60, "problems": 40, "instructions": 20, "questions": 2, "self_consistency": 2}
 
 
 def test_the_story_has_all_its_parts(tmp_path, capsys):
@@ -12,7 +12,7 @@ def test_the_story_has_all_its_parts(tmp_path, capsys):
     config = QuickstartConfig(data=str(tmp_path / "data"), out=str(tmp_path / "run"), **TINY)
     report = quickstart.quickstart(config)
     assert list(report["test"]) == list(report["results"]) == ["pretrain", "sft", "cot_sft"]
-    assert all(groups["all"]["greedy"]["n"] == 4 for groups in report["test"].values())
+    assert all(groups["all"]["greedy"]["n"] == 2 for groups in report["test"].values())
     assert [checkpoint.is_chat(tmp_path / "run" / stage) for stage in report["test"]] == [False, True, True]
     shown = quickstart.table(report)
     assert "vote of 2" in shown and shown.count(" s  ") == len(report["seconds"]) + 1

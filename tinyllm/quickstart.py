@@ -113,8 +113,8 @@ def quickstart(config: QuickstartConfig) -> dict:
 def write_problems(config: QuickstartConfig) -> None:
     """The questions of all stages; kept if they were written with the same settings before."""
     wanted = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
-                                     direct=config.instructions, val=360, test=max(360, config.questions), harder=360,
-                                     seed=config.seed)
+                                     direct=config.instructions, val=min(360, config.problems),
+                                     test=max(360, config.questions), harder=360, seed=config.seed)
     problems.write_once(wanted)
 
 
