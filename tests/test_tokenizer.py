@@ -176,4 +176,6 @@ def test_signs_of_arithmetic_are_tokens_of_their_own(tmp_path):
     """A calculator steps in behind "="; merged as "=-", the model would already have begun."""
     tokenizer = tokenizers.train([*SENTENCES, "3-7=-4 is (2)*-5=-10\n"] * 50, 420, tmp_path)
     assert [tokenizer.show(id) for id in tokenizer.encode("3-7=-4(2)*-5=-10")] == list("3-7=-4(2)*-5=-10")
-    assert len(tokenizer.encode("[Reasoning]\n【最终答案】")) == 3               # a heading is read at one glance
+    for heading in (heading for pair in tokenizers.HEADINGS.values() for heading in pair):
+        ids = tokenizer.encode(f"\n{heading}\n")
+        assert len(ids) == 3 and tokenizer.decode(ids) == f"\n{heading}\n"      # read at one glance, spelled the same

@@ -25,8 +25,8 @@ from tinyllm.config import PRESETS, Settings, command, opt, read_command, write_
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|sep|>")     # ids 4 to 7
 # Always a token of their own: newline, signs of arithmetic, and the headings that an answer with steps begins with.
 HEADINGS = {"zh": ("【推理过程】", "【最终答案】"), "en": ("[Reasoning]", "[Final answer]")}
-WHOLE = ("\n", *"=+-*/()", *HEADINGS["zh"], *HEADINGS["en"])
 SPACE = "\u2581"                                                     # SentencePiece writes a space as "▁"
+WHOLE = ("\n", *"=+-*/()", *(heading.replace(" ", SPACE) for pair in HEADINGS.values() for heading in pair))
 SAMPLE_CHARS = 10_000_000                                            # BPE merges hardly change beyond this
 
 
