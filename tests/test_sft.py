@@ -187,6 +187,7 @@ def test_a_model_learns_to_answer_and_to_stop(tmp_path, pretrained, capsys):
     prompts = [chat.render_prompt(tokenizer, [{"role": "user", "content": row["user"]}]) for row in rows]
     answers = sample_answers(model, tokenizer, prompts, temperature=0)
     assert [one[0].answer for one in answers] == ["meow", "woof", "喵"]
+    assert all(one[0].tokens <= 6 for one in answers)                         # it stops: the rest of 200 stays unused
     assert checkpoint.is_chat(tmp_path / "run") and not checkpoint.is_chat(pretrained)
 
 
