@@ -13,7 +13,8 @@ import pytest
 
 from tinyllm import problems, reading
 from tinyllm.lexicon import LANGUAGES, concepts, name, number
-from tinyllm.problems import FAMILIES, instruction, normalise, overlap, problem, split_of
+from tinyllm.overlap import overlap, shape
+from tinyllm.problems import FAMILIES, instruction, normalise, problem, split_of
 from tinyllm.wordings import choices, draw, schemas, tell
 
 N = 60                                # problems of each family and language that are checked
@@ -290,7 +291,7 @@ def test_every_family_has_at_least_thirty_wordings_in_each_language():
         for language in LANGUAGES:
             rows = (problem(i, 1, "train", family, language) for i in range(90 if family == "reading" else 260))
             questions = (min(row.user.split("\n"), key=len) if family == "reading" else row.user for row in rows)
-            shapes = set(map(problems.shape, questions))
+            shapes = set(map(shape, questions))
             assert len(shapes) >= 30, (family, language, len(shapes))
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tinyllm import grammar, lexicon, world
+from tinyllm import grammar, lexicon, simulation, world
 
 SAMPLE = 3000
 
@@ -47,8 +47,8 @@ def test_no_premise_stands_in_both_splits(told):
     test_premises = {premise for _, _, premises in test for premise in premises}
     assert train_premises and test_premises and not train_premises & test_premises
     assert all(premises for _, _, premises in told + test), "every document has a premise"
-    assert {world.premise_split(premise) for premise in train_premises} == {"train"}
-    assert {world.premise_split(premise) for premise in test_premises} == {"test"}
+    assert {simulation.premise_split(premise) for premise in train_premises} == {"train"}
+    assert {simulation.premise_split(premise) for premise in test_premises} == {"test"}
 
 
 def test_half_of_the_documents_are_chinese(told):

@@ -1,6 +1,6 @@
 """Exact arithmetic written out: an expression -> lines of one small operation each, as a small model can learn them.
 
-Expressions are parsed, never run. Used by wordings.py and exercises.py; explained by tests/test_problems.py.
+Expressions are parsed, never run. Used by telling.py and exercises.py; explained by tests/test_problems.py.
 """
 
 import ast

@@ -9,23 +9,12 @@ import random
 import re
 from collections.abc import Callable
 
+from tinyllm.arithmetic import value_of, worked
 from tinyllm.grammar import polished
 from tinyllm.lexicon import name, word
 from tinyllm.reading import reading
-from tinyllm.wordings import (
-    Exercise,
-    Schema,
-    ask,
-    choices,
-    listed,
-    pick,
-    schemas,
-    tell,
-    tell_chain,
-    tell_relations,
-    value_of,
-    worked,
-)
+from tinyllm.telling import Exercise, listed, tell, tell_chain, tell_relations
+from tinyllm.wordings import Schema, ask, choices, pick, schemas
 
 # ---- 1, 2: arithmetic ----------------------------------------------------------------------------------------------
 

@@ -131,8 +131,8 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
         settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
     package = Path(__file__).parent
     rules = [package / name for name in ("clean.py", "corpus.py", "parts.py")]
-    names = ("lexicon.py", "grammar.py", "world*.*", "arithmetic.py", "wordings.py", "reading.py", "exercises.py",
-             "problems*.*", "schoolbook.py")
+    names = ("lexicon.py", "grammar.py", "simulation.py", "world*.*", "arithmetic.py", "wordings.py", "telling.py",
+             "reading.py", "exercises.py", "problems*.*", "schoolbook.py")
     rules += [] if files else sorted(path for name in names for path in package.glob(name))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in rules))
     stats = [(str(file), file.stat()) for file in files]

@@ -4,7 +4,6 @@ Nine families of problems for chains of thought, plain instructions for SFT, and
 A problem is a pure function of (index, seed, split). Explained by tests/test_problems.py.
 """
 
-import functools
 import itertools
 import json
 import random
@@ -19,17 +18,11 @@ from pathlib import Path
 from tinyllm.config import Settings, command, opt, read_json, read_settings, write_atomically
 from tinyllm.exercises import FAMILIES
 from tinyllm.grammar import polished
-from tinyllm.lexicon import DIGITS, LANGUAGES, concepts, name, word
+from tinyllm.lexicon import LANGUAGES, concepts, name, word
+from tinyllm.overlap import report, table
 from tinyllm.reading import drawn_story
-from tinyllm.wordings import (
-    Schema,
-    answer_of,
-    ask,
-    choices,
-    draw,
-    schemas,
-    worded,
-)
+from tinyllm.telling import answer_of, worded
+from tinyllm.wordings import Schema, ask, choices, draw, schemas
 
 SPLITS = {"val": 0, "test": 1, "harder": 2}       # hash of the question modulo 10; the other seven belong to train
 # Short, for every token counts; empty half of the time, as most users give none.
@@ -215,54 +208,6 @@ def _distinct(rows: Iterable[dict], split: str) -> Iterator[dict]:
         seen.add(key)
 
 
-def overlap(train: Iterable[str], test: list[str], n: int = 13) -> list[bool]:
-    """For each test question, whether some run of `n` words, Chinese characters or digits also stands in train."""
-    grams = [set(zip(*(tokens[k:] for k in range(n)))) for tokens in map(_tokens, test)]
-    wanted, found = set().union(*grams), set()
-    for text in train:
-        tokens = _tokens(text)
-        found.update(gram for gram in zip(*(tokens[k:] for k in range(n))) if gram in wanted)
-    return [bool(gram & found) for gram in grams]
-
-
-def _tokens(text: str) -> list[str]:
-    return re.findall(r"[a-z]+|\d|[\u3400-\u9fff]|[-+*/=()]", text.lower())
-
-
-def shape(question: str) -> str:
-    """The wording of a question with names, numbers and expressions masked."""
-    text = _names().sub("@", question)
-    return re.sub(r"[-+*/=×÷() ]*[\dx][-+*/=×÷().:\d ]*", "#", re.sub(f"[{DIGITS}十百两]+", "#", text))
-
-
-@functools.cache
-def _names() -> re.Pattern:
-    people = {word(person, "", language, None) for person in choices("person") for language in LANGUAGES}
-    return re.compile("|".join(sorted(map(re.escape, people), key=len, reverse=True)))
-
-
-def report(files: dict[str, list[dict]]) -> dict:
-    """Rows, lengths and distinct wordings of each file, and how much of a test file is known from train."""
-    facts = {}
-    for file, rows in files.items():
-        sizes = [sum(len(row.get(key, "")) for key in ("user", "cot", "final", "assistant")) for row in rows]
-        kinds = sorted({(row["family"], row["language"]) for row in rows})
-        facts[file] = {"rows": len(rows), "mean_characters": round(sum(sizes) / max(1, len(sizes))),
-                       "max_characters": max(sizes, default=0),
-                       "by_family": {f"{family} {language}": {
-                           "rows": len(chosen := [row["user"] for row in rows
-                                                  if (row["family"], row["language"]) == (family, language)]),
-                           "wordings": len(set(map(shape, chosen)))} for family, language in kinds}}
-        kind, _, split = file.partition("_")
-        if split != "train" and f"{kind}_train" in files and rows:
-            known = overlap((row["user"] for row in files[f"{kind}_train"]), [row["user"] for row in rows])
-            facts[file]["share_with_13_gram_in_train"] = round(sum(known) / len(known), 4)
-            for family, language in kinds:
-                hits = [hit for hit, row in zip(known, rows) if (row["family"], row["language"]) == (family, language)]
-                facts[file]["by_family"][f"{family} {language}"]["overlap"] = round(sum(hits) / len(hits), 3)
-    return facts
-
-
 def write(config: ProblemsConfig) -> dict:
     """Write all files of `config`; return their report."""
     plan = [(f"cot_{split}", cot_rows, n, split) for split, n in
@@ -296,25 +241,12 @@ def write_once(config: ProblemsConfig) -> None:
     write_atomically(note, json.dumps(asdict(config)).encode())
 
 
-def _table(facts: dict) -> str:
-    lines = []
-    for file, values in facts.items():
-        known = values.get("share_with_13_gram_in_train")
-        lines.append(f"{file}: {values['rows']} rows, {values['mean_characters']} characters on average, "
-                     f"{values['max_characters']} at most" +
-                     (f"; {known:.1%} of questions share 13 tokens in a row with train" if known is not None else ""))
-        lines += [f"  {kind:16}{counts['rows']:>7} rows {counts['wordings']:>6} wordings" +
-                  (f"  overlap {counts['overlap']:.1%}" if "overlap" in counts else "")
-                  for kind, counts in values["by_family"].items()]
-    return "\n".join(lines)
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     config = read_settings(ProblemsConfig, "python -m tinyllm.problems", argv)
     if config.out:
         facts = write(config)
-        print(json.dumps(facts, ensure_ascii=False) if config.json else _table(facts))
+        print(json.dumps(facts, ensure_ascii=False) if config.json else table(facts))
         return
     for row in cot_rows(len(FAMILIES), config, "train"):
         print(json.dumps(row, ensure_ascii=False) if config.json else

@@ -10,16 +10,8 @@ import random
 from tinyllm import world
 from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, concepts, name
-from tinyllm.wordings import (
-    Exercise,
-    Schema,
-    answer_of,
-    ask,
-    labelled,
-    pick,
-    schemas,
-    steps_of,
-)
+from tinyllm.telling import Exercise, answer_of, labelled, steps_of
+from tinyllm.wordings import Schema, ask, pick, schemas
 
 
 def reading(rng: random.Random, language: str, split: str) -> Exercise:

@@ -1,0 +1,136 @@
+"""Whole problems from a schema: the question sentence by sentence, the lines that work it out, the answer.
+
+In: a schema and a random generator. Out: an exercise: a story, a chain of changes, people compared in a row.
+Explained by tests/test_problems.py.
+"""
+
+import random
+
+from tinyllm.arithmetic import worked
+from tinyllm.grammar import polished, template
+from tinyllm.lexicon import Concept
+from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
+
+START, END = {"en": "start: ", "zh": "开始："}, {"en": "end: ", "zh": "最后："}
+Exercise = tuple[str, list[str], str]                             # question, steps, answer
+
+
+def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: float = 0.0) -> Exercise:
+    """(question, steps, answer) of one drawing of `schema`; a share `longer` of those that can go on does."""
+    roles = draw(schema, rng, hard)
+    steps = steps_of(schema.steps, roles, language)
+    if schema.leaves and rng.random() < longer:
+        given = {"A": roles["A"], "X": roles["X"], "$": roles["$"], "n": roles[schema.steps[-1][0]]}
+        further, drawn = draw_next("then/", rng, hard, given, set())
+        sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
+        sentences.append(pick(further.facts[schema.leaves == "all"], drawn, language, rng))
+        sentences.append(pick(further.asks, drawn, language, rng))
+        return joined(sentences, language), steps + steps_of(further.steps, drawn, language), str(drawn["r"])
+    return worded(schema, roles, rng, language), steps, answer_of(schema, roles, language, rng)
+
+
+def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> str:
+    """The question: in one piece, or sentence by sentence, now and then with one that does not matter."""
+    if schema.wholes.get(language) and (not schema.facts or rng.random() < 0.3):
+        return polished(pick(schema.wholes, roles, language, rng), language)
+    sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
+    question = pick(schema.asks, roles, language, rng)
+    if schema.name.startswith("story") and rng.random() < 0.2:
+        place = rng.choice([0, len(sentences)])                  # never between a noun and its pronoun
+        sentences.insert(place, beside_the_point(roles["A"], schema.name, language, rng))
+    if sentences and rng.random() < 0.1:
+        return joined([question, *sentences], language)
+    return joined([*sentences, question], language)
+
+
+def beside_the_point(person: Concept, topic: str, language: str, rng: random.Random) -> str:
+    """A sentence with a number that the answer does not need, about something else than `topic`."""
+    extra = rng.choice([extra for extra in schemas()["extra/"] if extra.name.split("/")[1] not in topic])
+    return pick(extra.facts[0], draw(extra, rng, given={"A": person}), language, rng)
+
+
+def steps_of(steps: list, roles: dict, language: str) -> list[str]:
+    """The written steps: `label: value`, `label: a+b=c`, or a quoted line as it stands."""
+    lines = []
+    for _, expression, label in steps:
+        prefix = labelled(label[language], roles, language)
+        if expression[0] == "'":
+            lines.append(prefix + say(template(expression[1:], language, {}), roles, language, NO_CHOICE, words=0))
+            continue
+        work, value = worked(expression, roles)
+        lines += [*work[:-1], prefix + work[-1]] if work else [f"{prefix}{value}"]
+    return lines
+
+
+def labelled(label: str, roles: dict, language: str) -> str:
+    """What a step is about, with its colon; empty stays empty."""
+    text = say(template(label, language, {}), roles, language, NO_CHOICE, words=0) if label else ""
+    return text + (": " if language == "en" else "：") if text else ""
+
+
+def answer_of(schema: Schema, roles: dict, language: str, rng: random.Random) -> str:
+    """The answer as the section words it; without a wording, the last result."""
+    if schema.answers.get(language):
+        return pick(schema.answers, roles, language, rng, words=0)
+    return str(roles[schema.steps[-1][0]])
+
+
+def tell_chain(rng: random.Random, language: str, hard: bool) -> Exercise:
+    """Someone's number of things changes several times; asked for is the end, or (undoing each change) the start."""
+    frame, back, undo = rng.choice(schemas()["chain"]), rng.random() < 0.35, []
+    told, hidden, end, ask_end, ask_start = frame.facts
+    roles = draw(frame, rng, hard)
+    start = roles["n"]
+    sentences, steps = [pick(hidden if back else told, roles, language, rng)], [f"{START[language]}{start}"]
+    told_before: set[Schema] = set()
+    for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
+        schema, roles = draw_next("change/", rng, hard, roles, told_before)
+        told_before.add(schema)
+        sentences.append(pick(schema.facts[0], roles, language, rng))
+        last = [result for result, _, _ in schema.steps].index("r") + 1
+        steps += steps_of(schema.steps[:last], roles, language)
+        undo = steps_of(schema.steps[last:], roles, language) + undo
+        roles = {"A": roles["A"], "X": roles["X"], "n": roles["r"]}
+    if back:
+        sentences.append(pick(end, roles, language, rng))
+        steps = [f"{END[language]}{roles['n']}", *undo]
+    if rng.random() < 0.1:
+        sentences.insert(0, beside_the_point(roles["A"], "", language, rng))
+    sentences.append(pick(ask_start if back else ask_end, roles, language, rng))
+    return joined(sentences, language), steps, str(start if back else roles["n"])
+
+
+def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
+    """Each has more, fewer or so many times as many as the one before; asked for: the last, all, or a difference."""
+    frame = rng.choice(schemas()["relations"])
+    roles = draw(frame, rng, hard)
+    told, ask_last, ask_all, ask_more = frame.facts
+    people, totals = [roles["A"]], [roles["n"]]
+    sentences = [pick(told, roles, language, rng)]
+    steps = steps_of([("", "n", {"en": "{A}", "zh": "{A}"})], roles, language)
+    for _ in range(rng.randint(3, 4) if hard else rng.randint(1, 2)):
+        given = {"A": people[-1], "X": roles["X"], "n": totals[-1]}
+        given["B"] = rng.choice([person for person in choices("person") if person not in people])
+        schema, drawn = draw_next("relation/", rng, hard, given, set())
+        sentences.append(pick(schema.facts[0], drawn, language, rng))
+        steps += steps_of(schema.steps, drawn, language)
+        people.append(drawn["B"])
+        totals.append(drawn["r"])
+    if rng.random() < 0.25:
+        sentences.reverse()
+    if rng.random() < 0.1:
+        sentences.insert(0, beside_the_point(rng.choice(people), "", language, rng))
+    less, more = sorted([0, -1], key=lambda place: totals[place])
+    kind = rng.choice(("last", "all", "more" if totals[less] < totals[more] else "last"))
+    question = {"last": ask_last, "all": ask_all, "more": ask_more}[kind]
+    roles |= {"A": people[more], "B": people[less]} if kind == "more" else {"B": people[-1]}
+    sentences.append(pick(question, roles, language, rng))
+    work, total = worked({"last": str(totals[-1]), "all": "+".join(map(str, totals)),
+                          "more": f"{totals[more]}-{totals[less]}"}[kind])
+    return joined(sentences, language), steps + work, str(total)
+
+
+def listed(items: list[str], language: str) -> str:
+    """`a, b and c` / a、b和c."""
+    comma, last = {"en": (", ", " and "), "zh": ("、", "和")}[language]
+    return comma.join(items[:-1]) + last + items[-1]
