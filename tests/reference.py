@@ -71,7 +71,7 @@ def logits(model: torch.nn.Module, tokens: Tensor) -> Tensor:
     With model.training, drops the embedding, the attention shares and both residual steps of a block.
     """
     config, weights = model.config, dict(model.named_parameters())
-    drop = config.dropout if model.training else 0.0
+    drop = model.drop.p if model.training else 0.0
     maybe_drop = (lambda x: dropout(x, drop)) if drop else (lambda x: x)
     embedding = weights["embed.weight"]                                       # (V, D)
     x = maybe_drop(embedding[tokens])                                         # (B, T, D)

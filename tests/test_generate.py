@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tinyllm import checkpoint, generate
-from tinyllm.data import next_token_batch
+from tinyllm import chat, checkpoint, generate
+from tinyllm.data import Example, PackedExamples, next_token_batch
 from tinyllm.decode import draw, next_token_probabilities, stream
 from tinyllm.generate import GenerateConfig, continue_text
-from tinyllm.model import TinyLLM
+from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.sft import SFTConfig
 from tinyllm.train import TrainConfig, train
 
 END = 2
@@ -189,3 +190,94 @@ def test_the_command_prints_only_what_is_printable(folder, capsys):
     generate.main(["a", "--checkpoint", folder, "--temperature", "1", "--top-p", "1", "--max-new-tokens", "40"])
     shown = capsys.readouterr().out
     assert shown == generate.printable(shown) and "\ufffd" in shown
+
+
+# --- a question is answered ---
+
+ROWS = [{"user": "3+4?", "cot": "3+4=7", "final": "7"}, {"user": "几？", "cot": "2+2=5", "final": "5"}]
+
+
+@pytest.fixture(scope="module")
+def chat_folder(tmp_path_factory, tokenizer):
+    """A tiny chat model that knows two answers by heart, one of them with a false step."""
+    torch.manual_seed(0)
+    model = TinyLLM(ModelConfig(vocab_size=tokenizer.vocab_size, dim=48, n_layers=2, n_heads=4, n_kv_heads=4,
+                                ffn_dim=96, context=96))
+    examples = [Example(*chat.render_example(tokenizer, chat.messages_of(row))) for row in ROWS]
+    settings = TrainConfig(max_steps=120, lr=0.01, dtype="float32", compile="off")
+    train(model, PackedExamples(examples, 96, 1, 0), settings)
+    return str(checkpoint.save(tmp_path_factory.mktemp("chat"), model, tokenizer, SFTConfig(), {"step": 1}))
+
+
+def test_a_chat_model_thinks_answers_and_votes(chat_folder, capsys):
+    """Every attempt is printed in order, then the votes; steps that are false are pointed out."""
+    generate.main(["几？", "--checkpoint", chat_folder, "--self-consistency", "3", "--temperature", "0"])
+    shown = capsys.readouterr().out
+    places = [shown.index(f"--- attempt {i} of 3 ---") for i in (1, 2, 3)] + [shown.index("votes\n")]
+    assert places == sorted(places) and shown.count("2+2=5\n") == 3
+    assert "false step in attempt 2: 2+2=5, correct is 4" in shown
+    assert "   3 ████████████████████ 5" in shown and "agreement 100%    answer: 5" in shown
+
+
+def test_the_calculator_corrects_a_step_while_it_is_written(chat_folder, capsys):
+    """What was learnt wrong by heart comes out right, and nothing is left to point out."""
+    generate.main(["几？", "--checkpoint", chat_folder, "--temperature", "0", "--calculator"])
+    shown = capsys.readouterr().out
+    assert "2+2=4" in shown and "false step" not in shown
+
+
+def test_a_vote_is_json_for_programs(chat_folder, capsys):
+    """The promised keys, for a question a line."""
+    generate.main(["3+4?", "--checkpoint", chat_folder, "--self-consistency", "2", "--temperature", "0", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert (out["answer"], out["votes"], out["agreement"]) == ("7", {"7": 2}, 1.0)
+    assert {"reasoning", "answer", "logprob", "tokens"} <= set(out["samples"][0])
+    assert out["samples"][0]["reasoning"] == "3+4=7" and out["samples"][0]["logprob"] <= 0
+
+
+def test_a_model_that_only_continues_texts_has_nothing_to_vote_on(folder, capsys):
+    with pytest.raises(SystemExit) as exit:
+        generate.main(["x", "--checkpoint", folder, "--self-consistency", "3"])
+    assert exit.value.code == 2 and "only continues texts" in capsys.readouterr().err
+
+
+def test_texts_that_are_written_at_the_same_time_are_shown_one_after_the_other():
+    """The first as it comes; what the others have written meanwhile waits for its turn."""
+    shown = []
+    show = generate.InOrder(3, lambda number: f"<{number}>", shown.append)
+    show(1, "b", ended=False)
+    show(0, "a", ended=False)
+    assert "".join(shown) == "<0>a"
+    show(2, "c", ended=True)
+    show(0, "A", ended=True)
+    assert "".join(shown) == "<0>aA\n<1>b"
+    show(1, "B", ended=True)
+    assert "".join(shown) == "<0>aA\n<1>bB\n<2>c\n"
+
+
+def test_a_long_conversation_forgets_its_oldest_turns(tokenizer):
+    """The system message stays, a question goes with its answer, and the last question is never cut."""
+    say = lambda role, text: {"role": role, "content": text}
+    turns = [say("system", "s"), *(say(role, f"{role} {n} " * 3) for n in range(4) for role in ("user", "assistant"))]
+    asked = [*turns, say("user", "and now?")]
+    size = lambda messages: len(chat.render_prompt(tokenizer, messages))
+    kept = generate.fit_conversation(tokenizer, asked, context=size(asked[:1] + asked[-5:]) + 10, room=10)
+    assert kept == asked[:1] + asked[-5:]
+    assert generate.fit_conversation(tokenizer, asked, context=12, room=10) == [asked[0], asked[-1]]
+    assert generate.fit_conversation(tokenizer, asked, context=size(asked) + 10, room=10) == asked
+
+
+def test_a_terminal_keeps_the_conversation(chat_folder, capsys, monkeypatch):
+    """The second prompt holds the first question and its answer; one that is too long is refused, and it goes on."""
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    asked, original = [], generate.answer
+    monkeypatch.setattr("sys.stdin", Terminal("3+4?\n" + "x " * 200 + "\n几？\n"))
+    monkeypatch.setattr(generate, "answer", lambda model, tokenizer, messages, config:
+                        asked.append(messages) or original(model, tokenizer, messages, config))
+    generate.main(["--checkpoint", chat_folder, "--temperature", "0"])
+    assert [message["role"] for message in asked[-1]] == ["user", "assistant", "user"]
+    assert [message["content"] for message in asked[-1]][::2] == ["3+4?", "几？"]
+    assert "leaves no room for an answer" in capsys.readouterr().err

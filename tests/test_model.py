@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tinyllm.model import KVCache, ModelConfig, RMSNorm, TinyLLM, rope_tables, rotate
+from tinyllm.train import set_dropout
 
 pytestmark = pytest.mark.usefixtures("_no_grad")
 
@@ -152,9 +153,8 @@ def test_one_key_value_head_per_query_head_is_ordinary_attention(tokens):
 
 def test_dropout_acts_only_in_training(tokens):
     """The same text must get the same scores every time it is read."""
-    model = TinyLLM(ModelConfig(vocab_size=420, dim=32, n_layers=1, n_heads=4, n_kv_heads=4, ffn_dim=48, context=48,
-                                dropout=0.3))
-    model.train()
+    model = TinyLLM(ModelConfig(vocab_size=420, dim=32, n_layers=1, n_heads=4, n_kv_heads=4, ffn_dim=48, context=48))
+    set_dropout(model.train(), 0.3)
     assert not torch.equal(model(tokens), model(tokens))
     model.eval()
     assert torch.equal(model(tokens), model(tokens))

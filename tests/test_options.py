@@ -81,7 +81,7 @@ def test_the_prompt_is_a_sentence_to_complete():
 
 def test_a_long_context_loses_its_beginning(tokenizer, capsys):
     """The question and the options stay whole; every option still fits behind the prefix; it is said which line."""
-    question = to_question(GOOD | {"context": "The bird sang in the rain. " * 30}, line=7)
+    question = to_question(GOOD | {"context": "The bird sang in the rain. " * 30})._replace(line=7)
     short = encode(question._replace(context=""), tokenizer, 64)
     (cut,) = encode_all([question], tokenizer, 64)
     assert "1 of 1 prefixes lost their beginning" in (said := capsys.readouterr().err) and "lines 7" in said

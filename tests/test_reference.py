@@ -7,7 +7,7 @@ import torch
 from tinyllm import decode, generate, optim
 from tinyllm.data import IGNORE, Batch
 from tinyllm.model import ModelConfig, TinyLLM
-from tinyllm.train import next_token_loss
+from tinyllm.train import next_token_loss, set_dropout
 
 SHAPES = {                                                           # dim, n_layers, n_heads, n_kv_heads, ffn_dim, T
     "one head": (8, 1, 1, 1, 24, 5),
@@ -19,10 +19,10 @@ SHAPES = {                                                           # dim, n_la
 }
 
 
-def make(dim, n_layers, n_heads, n_kv_heads, ffn_dim, T, dropout=0.0):
+def make(dim, n_layers, n_heads, n_kv_heads, ffn_dim, T):
     """A model whose weights are large and whose norms are not 1, so that every term of the formula matters."""
     model = TinyLLM(ModelConfig(vocab_size=71, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
-                                ffn_dim=ffn_dim, context=40, dropout=dropout)).eval()
+                                ffn_dim=ffn_dim, context=40)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight) * 0.2 if weight.ndim == 2 else torch.rand_like(weight) + 0.5)
@@ -54,10 +54,10 @@ def test_gradients_equal_the_textbook(shape):
 @torch.no_grad()
 def test_dropout_acts_where_the_textbook_says():
     """Single passes differ by chance; their means over many draws agree, and both differ from no dropout at all."""
-    model, tokens = make(16, 1, 2, 2, 24, 6, dropout=0.4)
+    model, tokens = make(16, 1, 2, 2, 24, 6)
     still = model(tokens[:1])
     rows = tokens[:1].expand(8000, -1)
-    model.train()
+    set_dropout(model.train(), 0.4)
     ours, textbook = model(rows), reference.logits(model, rows)
     spread = (ours.var(0) + textbook.var(0)).div(len(rows)).sqrt()            # standard error of the difference
     assert float(((ours.mean(0) - textbook.mean(0)) / spread).pow(2).mean().sqrt()) < 2

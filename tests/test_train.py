@@ -22,9 +22,9 @@ from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.stage import run_stage
 from tinyllm.train import TrainConfig, TrainState, next_token_loss
 
-SHAPE = ModelConfig(vocab_size=420, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, context=16, dropout=0.1)
+SHAPE = ModelConfig(vocab_size=420, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, context=16)
 CONFIG = TrainConfig(max_steps=20, batch_size=2, effective_batch_size=4, dtype="float32", compile="off", val_every=5,
-                     save_every=100, warmup_steps=3, start_context=8)
+                     save_every=100, warmup_steps=3, start_context=8, dropout=0.1)
 
 
 def batch_at(step):
@@ -54,13 +54,13 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(rows):
         batch.targets[row, :masked] = IGNORE
 
     def one_step(micro):
-        model = fresh(replace(SHAPE, dropout=0.0))
-        config = replace(CONFIG, max_steps=1, batch_size=micro, optimizer="adamw", start_context=0)
+        model = fresh()
+        config = replace(CONFIG, max_steps=1, batch_size=micro, optimizer="adamw", start_context=0, dropout=0.0)
         rows = []
         train.train(model, lambda step: batch, config, report=rows.append)
         return weights(model), rows[0]
 
-    model = fresh(replace(SHAPE, dropout=0.0))
+    model = fresh()
     loss, count = next_token_loss(model, batch)
     (loss / count).backward()
     by_hand = torch.cat([weight.grad.flatten() for weight in model.parameters()]).norm()
@@ -93,11 +93,11 @@ def test_each_step_and_each_seed_drops_other_activations():
     """Without a step of any length only dropout tells the steps apart; one mask for ever would train one subnetwork."""
     def losses(seed, dropout):
         rows = []
-        config = replace(CONFIG, max_steps=3, lr=0.0, muon_lr=0.0, start_context=0, seed=seed)
-        train.train(fresh(replace(SHAPE, dropout=dropout)), lambda step: batch_at(0), config, report=rows.append)
+        config = replace(CONFIG, max_steps=3, lr=0.0, muon_lr=0.0, start_context=0, seed=seed, dropout=dropout)
+        train.train(fresh(), lambda step: batch_at(0), config, report=rows.append)
         return [row["loss"] for row in rows]
 
-    assert len({*losses(0, 0.1), *losses(1, 0.1)}) == 6 and len(set(losses(0, 0.0))) == 1
+    assert len({*losses(0, 0.3), *losses(1, 0.3)}) == 6 and len(set(losses(0, 0.0))) == 1
 
 
 def test_a_long_gradient_is_cut_to_its_largest_norm():
@@ -111,8 +111,8 @@ def test_a_long_gradient_is_cut_to_its_largest_norm():
 
 def test_one_batch_can_be_memorised():
     """If the loop works at all, the loss on a single batch goes to nothing."""
-    model = fresh(replace(SHAPE, dropout=0.0))
-    state = train.train(model, lambda step: batch_at(0), replace(CONFIG, max_steps=250, start_context=0))
+    model = fresh()
+    state = train.train(model, lambda step: batch_at(0), replace(CONFIG, max_steps=250, start_context=0, dropout=0.0))
     assert state.loss < 0.05
 
 
@@ -210,6 +210,7 @@ def test_validation_is_the_mean_over_all_targets_without_dropout():
     few, many = batch_at(0), batch_at(1)
     few.targets[:, 2:] = IGNORE
     model = fresh().train()
+    train.set_dropout(model, 0.3)
     total, count = train.loss_sums(model, [few, many])
     measured = total / count
     (a, n), (b, m) = (next_token_loss(model.eval(), batch) for batch in (few, many))
@@ -220,8 +221,8 @@ def test_bfloat16_activations_learn_what_float32_learns():
     """Weights stay float32; the loss after a few steps agrees to bfloat16's three digits."""
     losses = []
     for dtype in ("float32", "bfloat16"):
-        model = fresh(replace(SHAPE, dropout=0.0))
-        losses.append(train.train(model, batch_at, replace(CONFIG, dtype=dtype)).loss)
+        model = fresh()
+        losses.append(train.train(model, batch_at, replace(CONFIG, dtype=dtype, dropout=0.0)).loss)
         assert all(weight.dtype == torch.float32 for weight in model.parameters())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 

@@ -163,12 +163,26 @@ def read_rows(path: str | Path, parse: Callable[[dict], T] = dict) -> Iterator[T
 
     What `parse` raises is reported with the line too, so read_rows(path, messages_of) says where a bad row stands.
     """
+    return (row for _, row in numbered_rows(path, parse))
+
+
+def numbered_rows(path: str | Path, parse: Callable[[dict], T], skip: Callable[[str], None] | None = None
+                  ) -> Iterator[tuple[int, T]]:
+    """(line number, parsed row) of every JSON line; a bad row is an error, or with `skip` its sentence goes there."""
     path, number = Path(path), 0
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
         try:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _parsed(line, parse, f"{path}, line {number}")
+                if not line.strip():
+                    continue
+                try:
+                    row = _parsed(line, parse, f"{path}, line {number}")
+                except ValueError as error:
+                    if not skip:
+                        raise
+                    skip(str(error))
+                else:
+                    yield number, row
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path}: damaged gzip file ({error}) after line {number}") from None
 

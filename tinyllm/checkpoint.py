@@ -24,13 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tinyllm
-from tinyllm.config import Settings, command, from_dict, opt, read_json, read_settings
+from tinyllm.config import Settings, command, from_dict, opt, read_json, read_settings, write_atomically
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
-# Folders under checkpoints/, most skilled first; without any, the model that ships is used.
+# Folders under checkpoints/, most skilled first; without any, the model beside the package, if there is one.
 STAGES = ("cot_sft", "sft", "pretrain", "quickstart/cot_sft", "quickstart/sft", "quickstart/pretrain")
-SHIPPED = Path(__file__).parent.parent / "checkpoints" / "nano"      # lies beside the package in a clone
+SHIPPED = Path(__file__).parent.parent / "checkpoints" / "nano"      # none ships yet; one copied there is found
 
 
 def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, state: dict,
@@ -119,7 +119,7 @@ def default() -> Path:
     for folder in [*(Path("checkpoints") / stage for stage in STAGES), SHIPPED]:
         if (folder / "model.safetensors").is_file() or steps(folder):
             if folder == SHIPPED:
-                print("no checkpoint of your own yet: using the small model that ships with tinyllm", file=sys.stderr)
+                print("no checkpoint of your own yet: using the small model beside the package", file=sys.stderr)
             return resolve(folder)
     raise ValueError("no checkpoint under checkpoints/ yet; train one with `python -m tinyllm.quickstart` "
                      "or name one with --checkpoint")
@@ -189,20 +189,20 @@ def lock(run: str | Path) -> Iterator[None]:
 # --- python -m tinyllm.checkpoint ---
 
 def pack(folder: str | Path, out: str | Path) -> int:
-    """Copies a checkpoint to `out` at a quarter of its size, to give away; returns the bytes written.
+    """Copies a checkpoint to `out` to give away; returns the bytes written.
 
-    Weights in bfloat16 (about 3 digits, enough to use and to fine-tune), tokenizer and settings; what only resuming
-    needs stays behind.
+    Weights in bfloat16 (half the bytes, about 3 digits: enough to use and to fine-tune), tokenizer and settings; what
+    only resuming needs stays behind. config.json comes last, so a copy that was cut off does not load.
     """
     folder, out = resolve(folder), Path(out)
     model, tokenizer = load(folder)
     if any(out.glob("*.safetensors")):
         raise ValueError(f"{out} already holds a checkpoint; remove it or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()},
-              out / "model.safetensors")
+    weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
+    write_atomically(out / "model.safetensors", safetensors.torch.save(weights))
     tokenizer.save(out / "tokenizer.model")
-    _write_json(out / "config.json", read_json(folder / "config.json"))
+    write_atomically(out / "config.json", (folder / "config.json").read_bytes())
     return sum(path.stat().st_size for path in out.iterdir())
 
 

@@ -97,14 +97,15 @@ class PackedRows:
 
     def __call__(self, step: int) -> Batch:
         """The rows of `step`, (rows, context). Every window comes once before any comes again."""
-        rows = [self.window(step * self.rows + row) for row in range(self.rows)]
+        rows = [self.tokens.read(number * self.context, self.context + 1)
+                for number in numbers_at(step, self.rows, self.n_windows, self.seed)]
         return next_token_batch(torch.from_numpy(np.stack(rows)))
 
-    def window(self, n: int) -> np.ndarray:
-        """The n-th window ever read: context + 1 tokens."""
-        epoch, position = divmod(n, self.n_windows)
-        return self.tokens.read(int(_order(self.n_windows, self.seed, epoch)[position]) * self.context,
-                                self.context + 1)
+
+def numbers_at(step: int, rows: int, n: int, seed: int) -> list[int]:
+    """Which of `n` items `step` reads, `rows` of them: every one comes once before any comes again, and each epoch has
+    an order of its own."""
+    return [int(_order(n, seed, k // n)[k % n]) for k in range(step * rows, (step + 1) * rows)]
 
 
 @functools.lru_cache(maxsize=2)
@@ -146,11 +147,7 @@ class PackedExamples:
 
     def __call__(self, step: int) -> Batch:
         """The rows of `step`: (rows, context). Every row comes once before any comes again."""
-        chosen = []
-        for n in range(step * self.rows, (step + 1) * self.rows):
-            epoch, position = divmod(n, len(self.packed))
-            chosen.append(self.packed[_order(len(self.packed), self.seed, epoch)[position]])
-        return self.batch(chosen)
+        return self.batch([self.packed[i] for i in numbers_at(step, self.rows, len(self.packed), self.seed)])
 
     def batches(self) -> list[Batch]:
         """Everything once, in order, at most `rows` rows at a time: for validation."""

@@ -17,9 +17,9 @@ import torch
 from tqdm import tqdm
 
 from tinyllm import chat, checkpoint
-from tinyllm.config import Settings, command, opt, read_settings, write_atomically
+from tinyllm.config import command, opt, read_settings, write_atomically
 from tinyllm.data import next_token_batch
-from tinyllm.generate import document_prompt
+from tinyllm.generate import SamplingConfig, document_prompt
 from tinyllm.model import TinyLLM
 from tinyllm.report import Answered, by_group, draw_votes, facts, grid, page, percent
 from tinyllm.sft import default_files
@@ -29,12 +29,13 @@ from tinyllm.vote import Sample, sample_answers
 
 
 @dataclass
-class EvaluateConfig(Settings):
+class EvaluateConfig(SamplingConfig):
     """Measure checkpoints on questions they have never seen, with 95% intervals.
 
     Without --data it asks the generated test problems, the ordinary and the harder ones (written when they are
     missing). Your own questions are JSON lines {"user", "final"}; "system", "cot", "family" and "language" may be
-    there too. Several checkpoints are compared in one table. Examples:
+    there too. With --calculator everything is measured with exact results fed in as well. Several checkpoints are
+    compared in one table. Examples:
       python -m tinyllm.evaluate
       python -m tinyllm.evaluate --checkpoint checkpoints/sft checkpoints/cot_sft --calculator --limit 300
       python -m tinyllm.evaluate --data my_questions.jsonl --self-consistency 5
@@ -45,14 +46,8 @@ class EvaluateConfig(Settings):
     data: list[str] = opt([], "files of questions; data/cot_test.jsonl and data/cot_harder.jsonl when absent")
     text: str = opt("", "a text file whose bits per byte are measured")
     self_consistency: int = opt(7, "samples a question (1, 3, 5, 7 of them vote); 0: greedy only", low=0, high=1000)
-    calculator: bool = opt(False, "also measure with exact results fed in behind every `expression=`")
-    temperature: float = opt(0.8, "of the samples", low=0)
-    top_k: int = opt(0, "keep only the k likeliest tokens (0: all)", low=0)
-    top_p: float = opt(0.95, "keep the likeliest tokens that together reach this probability", low=0, high=1)
-    max_new_tokens: int = opt(200, "longest answer", low=1)
     limit: int = opt(0, "questions of each file (0: all)", low=0)
     batch_size: int = opt(160, "answers that are written at the same time", low=1)
-    seed: int = opt(0, "of the samples", low=0)
     out: str = opt("runs/evaluate", "folder for report.md, result.json and the plot")
     json: bool = opt(False, "print the result as JSON")
 
@@ -87,11 +82,11 @@ def read_questions(path: str | Path, limit: int = 0) -> list[Question]:
     return questions[:limit or None]
 
 
-def prompts_of(questions: Sequence[Question], tokenizer: Tokenizer, is_chat: bool) -> list[list[int]]:
-    """Prompt ids; a model that only continues texts gets the question as the beginning of one."""
+def prompts_of(conversations: Sequence[list[dict]], tokenizer: Tokenizer, is_chat: bool) -> list[list[int]]:
+    """Prompt ids; a model that only continues texts gets the last question as the beginning of one."""
     if is_chat:
-        return [chat.render_prompt(tokenizer, question.messages) for question in questions]
-    return [document_prompt(tokenizer, question.messages[-1]["content"] + "\n") for question in questions]
+        return [chat.render_prompt(tokenizer, messages) for messages in conversations]
+    return [document_prompt(tokenizer, messages[-1]["content"] + "\n") for messages in conversations]
 
 
 def ask(model: TinyLLM, tokenizer: Tokenizer, questions: Sequence[Question], config: EvaluateConfig, *,
@@ -100,7 +95,7 @@ def ask(model: TinyLLM, tokenizer: Tokenizer, questions: Sequence[Question], con
 
     A question too long for the context counts as answered wrongly by abstaining; how many there are is said.
     """
-    prompts = prompts_of(questions, tokenizer, is_chat)
+    prompts = prompts_of([question.messages for question in questions], tokenizer, is_chat)
     fits = [number for number, prompt in enumerate(prompts) if len(prompt) < model.config.context]
     if len(fits) < len(prompts):
         print(f"{label}: {len(prompts) - len(fits):,} of {len(prompts):,} questions are longer than "
@@ -115,9 +110,9 @@ def ask(model: TinyLLM, tokenizer: Tokenizer, questions: Sequence[Question], con
 
         def write(n: int, temperature: float) -> list[list[Sample]]:
             return sample_answers(model, tokenizer, [prompts[number] for number in fits], n, end=end,
-                                  temperature=temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed,
-                                  max_new_tokens=config.max_new_tokens, calculator=calculator,
-                                  max_rows=config.batch_size, progress=lambda done: bar.update(done * n))
+                                  calculator=calculator, max_rows=config.batch_size,
+                                  progress=lambda done: bar.update(done * n),
+                                  **config.sampling() | {"temperature": temperature})
 
         greedy, drawn = write(1, 0.0), write(n, config.temperature) if n else [[] for _ in fits]
     answers |= {number: (one[0], many) for number, one, many in zip(fits, greedy, drawn)}

@@ -4,6 +4,7 @@ In: a shape of model. Out: for each prefix length and number of options the seco
 memory of the cache. Both ways must give the same states, or it is an error. Explained by tests/test_fork_speed.py.
 """
 
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -58,10 +59,6 @@ def ideal(prefix: int, n: int, tokens: int) -> float:
     return n * (prefix + tokens) / (prefix + n * tokens)
 
 
-def median(numbers: Sequence[float]) -> float:
-    return sorted(numbers)[len(numbers) // 2]
-
-
 def measure(config: ForkSpeedConfig) -> list[dict]:
     """One row for each prefix length and number of options: medians in milliseconds, ratio, ideal, megabytes."""
     shape = part(ModelConfig, config)
@@ -81,7 +78,7 @@ def measure(config: ForkSpeedConfig) -> list[dict]:
                 started = time.perf_counter()
                 way(model, question)
                 seconds.append(time.perf_counter() - started)
-        cached, again = median(times[forked]), median(times[reread])
+        cached, again = statistics.median(times[forked]), statistics.median(times[reread])
         best = ideal(prefix, n, config.option_tokens)
         layer_bytes = 2 * shape.n_kv_heads * shape.head_dim * 4      # a key and a value of one token, fp32
         # The prefix in all layers, and the copies of one layer at a time.

@@ -14,14 +14,30 @@ from dataclasses import dataclass
 from tinyllm import chat, checkpoint
 from tinyllm.calculator import false_steps
 from tinyllm.config import Settings, command, opt, read_settings
-from tinyllm.decode import decode, exact_steps, stream
+from tinyllm.decode import exact_steps, stream
 from tinyllm.model import TinyLLM
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vote import Sample, Vote, to_sample, vote
+from tinyllm.vote import Sample, Vote, sample_answers, vote
 
 
 @dataclass
-class GenerateConfig(Settings):
+class SamplingConfig(Settings):
+    """How tokens are drawn: the flags of every command that lets a model write."""
+
+    calculator: bool = opt(False, "compute the right side of every `expression=` exactly while the model writes")
+    temperature: float = opt(0.8, "0: always the likeliest token; 1: as the model believes; higher: wilder", low=0)
+    top_k: int = opt(0, "keep only the k likeliest tokens (0: all)", low=0)
+    top_p: float = opt(0.95, "keep the likeliest tokens that together reach this probability", low=0, high=1)
+    max_new_tokens: int = opt(200, "stop after this many tokens", low=1)
+    seed: int = opt(0, "the same seed gives the same text", low=0)
+
+    def sampling(self) -> dict:
+        """The settings that decode() takes."""
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens", "seed")}
+
+
+@dataclass
+class GenerateConfig(SamplingConfig):
     """Continue a text, or answer a question if the checkpoint was fine-tuned to answer.
 
     With --self-consistency N the model thinks N times, and the answer that most attempts reach is given. Without a
@@ -36,12 +52,6 @@ class GenerateConfig(Settings):
     checkpoint: str = opt("", "run or checkpoint folder; the most skilled stage under checkpoints/ when absent")
     system: str = opt("", "what the model is told before the question")
     self_consistency: int = opt(1, "number of attempts that vote on the answer", low=1, high=1000)
-    calculator: bool = opt(False, "compute the right side of every `expression=` exactly while the model writes")
-    temperature: float = opt(0.8, "0: always the likeliest token; 1: as the model believes; higher: wilder", low=0)
-    top_k: int = opt(0, "keep only the k likeliest tokens (0: all)", low=0)
-    top_p: float = opt(0.95, "keep the likeliest tokens that together reach this probability", low=0, high=1)
-    max_new_tokens: int = opt(200, "stop after this many tokens", low=1)
-    seed: int = opt(0, "the same seed gives the same text", low=0)
     json: bool = opt(False, "print one JSON object per prompt instead of streaming")
 
 
@@ -55,17 +65,11 @@ def document_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 def continue_text(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateConfig) -> Iterator[str]:
     """The continuation of `prompt` piece by piece, each piece valid Unicode."""
     pieces = tokenizer.stream()
-    for (id,) in stream(model, document_prompt(tokenizer, prompt), end=tokenizer.eos, **sampling(config, tokenizer)):
+    feed = exact_steps(tokenizer) if config.calculator else None
+    for (id,) in stream(model, document_prompt(tokenizer, prompt), end=tokenizer.eos, feed=feed, **config.sampling()):
         if text := pieces.push(id):
             yield text
     yield pieces.finish()
-
-
-def sampling(config: GenerateConfig, tokenizer: Tokenizer) -> dict:
-    """The settings that decode() takes."""
-    return {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_k": config.top_k,
-            "top_p": config.top_p, "seed": config.seed,
-            "feed": exact_steps(tokenizer) if config.calculator else None}
 
 
 def printable(text: str) -> str:
@@ -74,33 +78,6 @@ def printable(text: str) -> str:
 
 
 # --- a question is answered ---
-
-def attempts(model: TinyLLM, tokenizer: Tokenizer, prompt_ids: list[int], config: GenerateConfig,
-             show: Callable[[int, str, bool], None] = lambda number, piece, ended: None) -> list[Sample]:
-    """`config.self_consistency` answers to one prompt, decoded together.
-
-    `show` gets each piece of text as it comes: (number of the attempt, piece, whether it is the last).
-    """
-    n = config.self_consistency
-    streams, texts, counts, logprobs = [tokenizer.stream() for _ in range(n)], [""] * n, [0] * n, [0.0] * n
-    running = set(range(n))
-
-    def take(number: int, piece: str, ended: bool) -> None:
-        texts[number] += piece
-        show(number, piece, ended)
-
-    for step in decode(model, [prompt_ids], end=tokenizer.eos, n=n, **sampling(config, tokenizer)):
-        for number in sorted(running):
-            id = step.ids[number]
-            counts[number], logprobs[number] = counts[number] + 1, logprobs[number] + step.logprobs[number]
-            take(number, streams[number].push(id), ended=False)
-            if id == tokenizer.eos:
-                take(number, streams[number].finish(), ended=True)
-                running.remove(number)
-    for number in sorted(running):                                   # cut off by the limit of tokens
-        take(number, streams[number].finish(), ended=True)
-    return [to_sample(*written) for written in zip(texts, logprobs, counts)]
-
 
 class InOrder:
     """Prints texts that are written at the same time one after the other, the one whose turn it is as it comes."""
@@ -124,16 +101,13 @@ class InOrder:
 def fit_conversation(tokenizer: Tokenizer, messages: list[dict], context: int, room: int) -> list[dict]:
     """The newest messages whose prompt leaves `room` tokens of the context for an answer.
 
-    The system message stays; the oldest question goes with its answer. ValueError if the last question alone is too
-    long.
+    The system message stays; the oldest question goes with its answer. The last question stays whatever its length:
+    decode() says if it is too long.
     """
     system = messages[:1] if messages[0]["role"] == "system" else []
     turns = messages[len(system):]
-    while len(prompt := chat.render_prompt(tokenizer, system + turns)) + room > context and len(turns) > 1:
+    while len(turns) > 1 and len(chat.render_prompt(tokenizer, system + turns)) + room > context:
         turns = turns[2:]
-    if len(prompt) >= context:
-        raise ValueError(f"the question is {len(prompt)} tokens long and context={context} leaves no room for an "
-                         "answer; shorten it")
     return system + turns
 
 
@@ -157,7 +131,8 @@ def answer(model: TinyLLM, tokenizer: Tokenizer, messages: list[dict], config: G
     messages = fit_conversation(tokenizer, messages, context, room=min(config.max_new_tokens, context // 2))
     write = lambda text: print(text, end="", flush=True)
     show = InOrder(n, lambda number: f"--- attempt {number + 1} of {n} ---\n" if n > 1 else "", write)
-    samples = attempts(model, tokenizer, chat.render_prompt(tokenizer, messages), config, show)
+    samples, = sample_answers(model, tokenizer, [chat.render_prompt(tokenizer, messages)], n,
+                              calculator=config.calculator, show=show, **config.sampling())
     for line in warnings(samples):
         print(line)
     if n == 1:
@@ -174,7 +149,9 @@ def as_json(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateC
         text = "".join(continue_text(model, tokenizer, prompt, config))
         return {"prompt": prompt, "text": text, "tokens": len(tokenizer.encode(text)),
                 "seconds": round(time.monotonic() - started, 3)}
-    samples = attempts(model, tokenizer, chat.render_prompt(tokenizer, conversation(config, prompt)), config)
+    prompt_ids = chat.render_prompt(tokenizer, conversation(config, prompt))
+    samples, = sample_answers(model, tokenizer, [prompt_ids], config.self_consistency, calculator=config.calculator,
+                              **config.sampling())
     result = vote(samples)
     return {"prompt": prompt, "answer": result.answer, "votes": result.votes, "agreement": result.agreement,
             "abstained": result.abstained, "samples": [
@@ -206,11 +183,17 @@ def prompts(config: GenerateConfig) -> Iterator[str]:
 
 def converse(model: TinyLLM, tokenizer: Tokenizer, config: GenerateConfig) -> None:
     """Answers every prompt; in a terminal each with what was said before, as far as the context reaches."""
-    messages: list[dict] = []
+    said: list[dict] = []
     for prompt in prompts(config):
-        together = sys.stdin.isatty() and not config.prompt and messages
-        messages = [*messages, {"role": "user", "content": prompt}] if together else conversation(config, prompt)
-        messages = [*messages, {"role": "assistant", "content": answer(model, tokenizer, messages, config)}]
+        asked = [*said, {"role": "user", "content": prompt}] if said else conversation(config, prompt)
+        try:
+            text = answer(model, tokenizer, asked, config)
+        except ValueError as error:                                  # one question too long does not end a conversation
+            if config.prompt or not sys.stdin.isatty():
+                raise
+            print(f"\n{error}", file=sys.stderr)
+            continue
+        said = [*asked, {"role": "assistant", "content": text}] if sys.stdin.isatty() else []
 
 
 @command

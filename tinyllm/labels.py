@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tinyllm import chat, checkpoint
 from tinyllm.config import Settings, opt
-from tinyllm.generate import document_prompt
+from tinyllm.evaluate import prompts_of
 from tinyllm.model import TinyLLM
 from tinyllm.report import accuracy, grid, percent
 from tinyllm.tokenizer import Tokenizer
@@ -159,10 +159,7 @@ def label(config: LabelsConfig) -> dict:
     model, tokenizer = checkpoint.load(folder)
     first = first_tokens(tokenizer, labels)
     rows, others = read_labelled(config.data, labels, config.limit)
-    if checkpoint.is_chat(folder):
-        prompts = [chat.render_prompt(tokenizer, row.messages) for row in rows]
-    else:
-        prompts = [document_prompt(tokenizer, row.messages[-1]["content"] + "\n") for row in rows]
+    prompts = prompts_of([row.messages for row in rows], tokenizer, checkpoint.is_chat(folder))
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= model.config.context]
     if not fits:
         raise ValueError(f"every prompt is longer than context={model.config.context}; use shorter ones")

@@ -30,7 +30,6 @@ class ModelConfig(Settings):
     rope_theta: float = opt(10000.0, "base of the rotary wavelengths", low=1)
     norm_eps: float = opt(1e-5, "keeps the norm of an all-zero vector finite", low=0)
     qk_norm: bool = opt(BASE["qk_norm"], "normalise queries and keys, so that attention scores stay bounded")
-    dropout: float = opt(0.0, "share of activations zeroed in training", low=0, high=0.99)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +144,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         D, E = config.dim, config.head_dim
-        self.layer, self.head_dim, self.drop = layer, E, nn.Dropout(config.dropout)
+        self.layer, self.head_dim, self.drop = layer, E, nn.Dropout(0.0)
         self.wq = nn.Linear(D, config.n_heads * E, bias=False)
         self.wk = nn.Linear(D, config.n_kv_heads * E, bias=False)
         self.wv = nn.Linear(D, config.n_kv_heads * E, bias=False)
@@ -192,7 +191,7 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = SwiGLU(config.dim, config.ffn_dim)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(0.0)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
@@ -210,7 +209,7 @@ class TinyLLM(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(0.0)                                           # how much is a matter of training
         cos, sin = rope_tables(config.context, config.head_dim, config.rope_theta)
         self.register_buffer("rope_cos", cos, persistent=False)               # (context, E/2)
         self.register_buffer("rope_sin", sin, persistent=False)

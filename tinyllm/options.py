@@ -4,17 +4,15 @@ In: JSON lines {"context", "question", "options", "answer"}. Out: `Encoded`. A b
 long a context is cut at its beginning, and both are counted. Explained by tests/test_options.py.
 """
 
-import gzip
-import json
+import functools
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tinyllm.chat import language_of
+from tinyllm.chat import language_of, numbered_rows
 from tinyllm.problems import split_of
 from tinyllm.tokenizer import Tokenizer
 
@@ -36,7 +34,7 @@ class Question(NamedTuple):
     row: dict
 
 
-def to_question(row: dict, line: int = 0, labelled: bool = True) -> Question:
+def to_question(row: dict, labelled: bool = True) -> Question:
     """A row as a question; ValueError says what is wrong with it. Only `labelled` rows need an answer."""
     question, options, answer = row.get("question"), row.get("options"), row.get("answer")
     contexts = row.get("context", "")
@@ -60,7 +58,7 @@ def to_question(row: dict, line: int = 0, labelled: bool = True) -> Question:
     if len(contexts) > 1:
         mark = TEMPLATE[language_of(" ".join(contexts))][0]
         contexts = [mark.format(n=n) + context for n, context in enumerate(contexts, 1)]
-    return Question("\n".join(contexts), question.strip(), [option.strip() for option in options], answer, line, row)
+    return Question("\n".join(contexts), question.strip(), [option.strip() for option in options], answer, 0, row)
 
 
 def read_questions(path: str | Path, limit: int = 0, labelled: bool = True) -> tuple[list[Question], list[str]]:
@@ -70,30 +68,14 @@ def read_questions(path: str | Path, limit: int = 0, labelled: bool = True) -> t
     """
     questions: list[Question] = []
     bad: list[str] = []
-    for number, line in enumerate(_lines(path), 1):
-        if limit and len(questions) == limit:
+    parse = functools.partial(to_question, labelled=labelled)
+    for number, question in numbered_rows(path, parse, lambda sentence: bad.append(f"{sentence}; skipped")):
+        questions.append(question._replace(line=number))
+        if len(questions) == limit:
             break
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-            if not isinstance(row, dict):
-                raise ValueError(f"expected an object {{...}}, found a {type(row).__name__}")
-            questions.append(to_question(row, number, labelled))
-        except (ValueError, RecursionError) as error:
-            bad.append(f"{path}, line {number}: {error}; skipped")
     if not questions:
         raise ValueError(bad[0].removesuffix("; skipped") if bad else f"{path}: no questions in this file")
     return questions, bad
-
-
-def _lines(path: str | Path) -> Iterator[bytes]:
-    path = Path(path)
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        try:
-            yield from file
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip file ({error})") from None
 
 
 # --- questions -> ids ---

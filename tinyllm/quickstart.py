@@ -51,25 +51,19 @@ class QuickstartConfig(Settings):
     json: bool = opt(False, "print the result as JSON at the end")
 
 
-class Story:
-    """What the reader sees: which part is running, and the time that each took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Times one part of the story."""
-        print(f"\n=== {name} ===", flush=True)
-        started = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - started
+@contextmanager
+def part(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Prints the heading of one part of the story and notes in `seconds` how long it took."""
+    print(f"\n=== {name} ===", flush=True)
+    started = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - started
 
 
 def quickstart(config: QuickstartConfig) -> dict:
     """Runs every part in order; returns {"seconds": {part: s}, "results": {stage: ...}, "test": {stage: groups}}."""
-    story, out, data, results, test = Story(), Path(config.out), Path(config.data), {}, {}
-    with story.part("1. texts and questions: a world, a schoolbook, a vocabulary"):
+    out, data, seconds, results, test = Path(config.out), Path(config.data), {}, {}, {}
+    with part("1. texts and questions: a world, a schoolbook, a vocabulary", seconds):
         write_problems(config)
         report = prepare.prepare(prepare.PrepareConfig(
             out=config.data, preset="nano", vocab_size=PRESETS["nano"]["vocab_size"], seed=config.seed,
@@ -77,37 +71,37 @@ def quickstart(config: QuickstartConfig) -> dict:
         print(prepare.table(report))
     shared = {"seed": config.seed, "restart": config.restart}
     minutes = {stage: config.minutes * share for stage, share in SHARES.items()}
-    with story.part("2. pretraining: predict the next token, again and again"):
+    with part("2. pretraining: predict the next token, again and again", seconds):
         results["pretrain"] = pretrain(PretrainConfig(
             preset="nano", **PRESETS["nano"], data=config.data, out=str(out / "pretrain"), start_context=0,
             max_minutes=minutes["pretrain"], **shared))
         model, tokenizer = checkpoint.load(out / "pretrain")
         settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
         print(f"[{STORY}]" + printable("".join(continue_text(model, tokenizer, STORY, settings))))
-    with story.part("3. SFT: answer instead of continuing"):
+    with part("3. SFT: answer instead of continuing", seconds):
         results["sft"] = sft(SFTConfig(
             data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
             val=[str(data / "sft_val.jsonl"), str(data / "direct_val.jsonl")], init=str(out / "pretrain"),
             out=str(out / "sft"), max_minutes=minutes["sft"], dropout=0.0, **shared))
-    with story.part("4. CoT-SFT: think, then answer"):
+    with part("4. CoT-SFT: think, then answer", seconds):
         results["cot_sft"] = cot_sft(CoTConfig(
             data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
             plain=[str(data / "sft_train.jsonl")], init=str(out / "sft"), out=str(out / "cot_sft"),
             max_minutes=minutes["cot_sft"], dropout=0.0, **shared))
     for stage in SHARES:
         plot.draw_losses(out / stage)
-    with story.part("5. the test: the same questions for every stage"):
+    with part("5. the test: the same questions for every stage", seconds):
         questions = read_questions(data / "cot_test.jsonl", config.questions)
         settings = EvaluateConfig(self_consistency=config.self_consistency, seed=config.seed)
         for stage in SHARES:
             model, tokenizer = checkpoint.load(out / stage)
             answered = ask(model, tokenizer, questions, settings, is_chat=stage != "pretrain", label=stage)
             test[stage] = grouped(answered)
-    with story.part("6. one question, several attempts, one vote"):
+    with part("6. one question, several attempts, one vote", seconds):
         print(f"{QUESTION}\n")
         settings = GenerateConfig(self_consistency=config.self_consistency, seed=config.seed)
         answer(model, tokenizer, conversation(settings, QUESTION), settings)
-    return {"seconds": story.seconds, "results": results, "test": test}
+    return {"seconds": seconds, "results": results, "test": test}
 
 
 def write_problems(config: QuickstartConfig) -> None:
@@ -115,6 +109,8 @@ def write_problems(config: QuickstartConfig) -> None:
     wanted = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
                                      direct=config.instructions, val=min(360, config.problems),
                                      test=max(360, config.questions), harder=360, seed=config.seed)
+    if config.restart:
+        (Path(config.data) / "problems.json").unlink(missing_ok=True)
     problems.write_once(wanted)
 
 

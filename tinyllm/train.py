@@ -41,8 +41,8 @@ class TrainConfig(Settings):
     warmup_steps: int = opt(20, "optimizer steps of linear warm-up", low=0)
     schedule: str = opt("trapezoid", "learning rate after warm-up", choices=("trapezoid", "cosine"))
     weight_decay: float = opt(0.1, "pull towards zero, on matrices only", low=0)
-    dropout: float = opt(0.0, "share of activations zeroed at first; falls to 0 in four stairs over the run (0: what "
-                              "the model has)", low=0, high=0.9)
+    dropout: float = opt(0.0, "share of activations zeroed at first; falls to 0 in four stairs over the run", low=0,
+                         high=0.9)
     clip: float = opt(1.0, "largest gradient norm; longer gradients are scaled down", low=0)
     dtype: str = opt("auto", "of activations; weights stay float32. auto: bfloat16 where the CPU has it",
                      choices=("auto", "float32", "bfloat16"))
@@ -118,7 +118,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
     while (progress := state.progress(config)) < 1 and not should_stop():
         step_started = time.monotonic()
         model.train()
-        if config.dropout:
+        if config.dropout:                                           # 0: a scorer's head keeps its own
             set_dropout(model, config.dropout * (3 - int(4 * progress)) / 3)
         torch.manual_seed(config.seed * 1_000_003 + state.step)      # dropout is a function of (seed, step) as well
         share = optim.warmup_at(state.step, config.warmup_steps) * optim.decay_at(progress, config.schedule)

@@ -5,7 +5,6 @@ the loop holds numbers of questions in the place of tokens. Explained by tests/t
 """
 
 import dataclasses
-import functools
 import json
 import math
 import shutil
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from tinyllm import checkpoint
 from tinyllm.config import Settings, opt
-from tinyllm.data import Batch
+from tinyllm.data import Batch, numbers_at
 from tinyllm.fork import StatesOf, digest, duration, live, stored_states
 from tinyllm.head import Head, Scorer, choice_loss, save_head, scores_of
 from tinyllm.options import by_split, encode_all, load_questions
@@ -93,15 +92,17 @@ class Best:
         return self.waited >= self.patience
 
     def put_back(self) -> None:
-        self.scorer.load_state_dict(self.weights, strict=False)      # only what learnt was kept
+        with torch.no_grad():
+            for name, weight in self.scorer.named_parameters():
+                if weight.requires_grad:                             # what does not learn is as it was
+                    weight.copy_(self.weights[name])
 
 
 def question_batches(answers: Sequence[int], n: int, rows: int, seed: int) -> Callable[[int], Batch]:
     """batch_at(step): `rows` of the first `n` questions, every one once an epoch, in a new order each time."""
 
     def batch_at(step: int) -> Batch:
-        numbers = [int(_order(n, seed, k // n)[k % n]) for k in range(step * rows, (step + 1) * rows)]
-        return as_batch(numbers, answers)
+        return as_batch(numbers_at(step, rows, n, seed), answers)
 
     return batch_at
 
@@ -109,11 +110,6 @@ def question_batches(answers: Sequence[int], n: int, rows: int, seed: int) -> Ca
 def as_batch(numbers: Sequence[int], answers: Sequence[int]) -> Batch:
     """Numbers of questions in the place of tokens, their answers as targets: both (Q, 1)."""
     return Batch(torch.tensor(numbers)[:, None], torch.tensor([answers[i] for i in numbers])[:, None])
-
-
-@functools.lru_cache(maxsize=2)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def train_scorer(config: ScorerConfig) -> dict:

@@ -67,14 +67,18 @@ def same_answer(given: str | None, wanted: str) -> bool:
     return given is not None and normalise_answer(given) == normalise_answer(wanted)
 
 
+Show = Callable[[int, str, bool], None]                              # (number of the sample, piece, was it the last?)
+
+
 def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[int]], n: int = 1, *,
-                   end: int | None = None, max_new_tokens: int = 200, temperature: float = 0.7, top_k: int = 0,
-                   top_p: float = 1.0, seed: int = 0, calculator: bool = False, max_rows: int = 160,
-                   progress: Callable[[int], None] = lambda n_prompts: None) -> list[list[Sample]]:
+                   end: int | None = None, calculator: bool = False, max_rows: int = 160,
+                   progress: Callable[[int], None] = lambda n_prompts: None,
+                   show: Show = lambda number, piece, ended: None, **sampling) -> list[list[Sample]]:
     """n samples for each prompt, decoded as batches of at most `max_rows` rows of prompts of similar length.
 
-    Equal to decoding each prompt alone. A sample ends with the token `end` (default: <eos>). `progress` gets the number
-    of prompts that are done with each batch.
+    Equal to decoding each prompt alone; `sampling` is what decode() takes. A sample ends with the token `end` (default:
+    <eos>). `progress` gets the number of prompts that are done with each batch; `show` every piece of text as it comes,
+    sample i of prompt j being number j * n + i.
     """
     end = tokenizer.eos if end is None else end
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
@@ -82,17 +86,25 @@ def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[
     size = max(1, max_rows // n)
     for at in range(0, len(order), size):
         chosen = order[at:at + size]
-        ids: list[list[int]] = [[] for _ in range(n * len(chosen))]
-        logprobs = [0.0] * len(ids)
-        for step in decode(model, [prompts[number] for number in chosen], end=end, n=n, seed=seed,
-                           max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                           feed=exact_steps(tokenizer) if calculator else None):
-            for row, (id, logprob) in enumerate(zip(*step)):
-                if not ids[row] or ids[row][-1] != end:
-                    ids[row].append(id)
-                    logprobs[row] += logprob
-        for row, written in enumerate(ids):
-            text = tokenizer.decode(written)
-            answers[chosen[row // n]].append(to_sample(text, logprobs[row], len(written)))
+        numbers = [prompt * n + i for prompt in chosen for i in range(n)]          # of each row of the batch
+        streams, texts = [tokenizer.stream() for _ in numbers], [""] * len(numbers)
+        counts, logprobs, running = [0] * len(numbers), [0.0] * len(numbers), set(range(len(numbers)))
+
+        def take(row: int, piece: str, ended: bool, numbers=numbers, texts=texts) -> None:
+            texts[row] += piece
+            show(numbers[row], piece, ended)
+
+        for step in decode(model, [prompts[prompt] for prompt in chosen], end=end, n=n,
+                           feed=exact_steps(tokenizer) if calculator else None, **sampling):
+            for row in sorted(running):
+                counts[row], logprobs[row] = counts[row] + 1, logprobs[row] + step.logprobs[row]
+                take(row, streams[row].push(step.ids[row]), ended=False)
+                if step.ids[row] == end:
+                    take(row, streams[row].finish(), ended=True)
+                    running.remove(row)
+        for row in sorted(running):                                  # cut off by the limit of tokens
+            take(row, streams[row].finish(), ended=True)
+        for row, written in enumerate(zip(texts, logprobs, counts)):
+            answers[chosen[row // n]].append(to_sample(*written))
         progress(len(chosen))
     return answers
