@@ -7,7 +7,6 @@ stage 2 with other rows. Explained by tests/test_sft.py.
 import json
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinyllm import plot
@@ -44,7 +43,7 @@ def mix(rows: list[Row], plain: list[Row], share: float, seed: int) -> list[Row]
     return rows + drawn
 
 
-def cot_sft(config: CoTConfig, report: Callable[[dict], None] = lambda row: None) -> dict:
+def cot_sft(config: CoTConfig) -> dict:
     """Stage 3 as `config` says."""
     rows = read_files(config.data or default_files(["cot"], "train"))
     if config.val or not config.data:
@@ -52,7 +51,7 @@ def cot_sft(config: CoTConfig, report: Callable[[dict], None] = lambda row: None
     else:
         rows, val = split_off(rows, 0.02, config.seed)
     plain = read_files(config.plain or default_files(["sft"], "train")) if config.plain_share else []
-    return fine_tune(config, mix(rows, plain, config.plain_share, config.seed), val, report)
+    return fine_tune(config, mix(rows, plain, config.plain_share, config.seed), val)
 
 
 @command

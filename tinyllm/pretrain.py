@@ -6,7 +6,6 @@ Explained by tests/test_pretrain.py.
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +47,8 @@ class PretrainConfig(ModelConfig, TrainConfig):
             self.max_minutes = 60.0
 
 
-def pretrain(config: PretrainConfig, report: Callable[[dict], None] = lambda row: None,
-             ready: Callable[[TinyLLM, Tokenizer], None] = lambda model, tokenizer: None) -> dict:
-    """Trains as `config` says and returns the result; `ready` sees the model before the first step, `report` each row
-    of numbers."""
+def pretrain(config: PretrainConfig) -> dict:
+    """Trains as `config` says and returns the result."""
     prepare_world_if_missing(config)
     tokens, val_tokens = (TokenFiles(config.data, split) for split in ("train", "val"))
     tokenizer = Tokenizer.load(config.data)
@@ -61,10 +58,9 @@ def pretrain(config: PretrainConfig, report: Callable[[dict], None] = lambda row
     model = TinyLLM(shape)
     if config.init:
         model, tokenizer = start_from(config.init, shape, tokenizer)
-    ready(model, tokenizer)
     batch_at = PackedRows(tokens, shape.context, config.effective_batch_size, config.seed)
     val = held_out(val_tokens, shape.context, config.batch_size, config.val_tokens)
-    state = run_stage(model, tokenizer, batch_at, config, config.out, val={"text": val}, report=report,
+    state = run_stage(model, tokenizer, batch_at, config, config.out, val={"text": val},
                       bytes_per_token=val_tokens.n_bytes / val_tokens.n_tokens)
     return summary(config, state, tokens.n_tokens)
 

@@ -8,7 +8,7 @@ tests/test_sft.py.
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -97,8 +97,7 @@ def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list
     return [rows[i] for i in sorted(order[n:])], [rows[i] for i in sorted(order[:n])]
 
 
-def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row],
-              report: Callable[[dict], None] = lambda row: None) -> dict:
+def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> dict:
     """Trains the checkpoint `config.init` on `train_rows`; returns the result, with the validation loss by family."""
     model, tokenizer = checkpoint.load(config.init)
     context = model.config.context
@@ -118,18 +117,18 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row],
           f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}"
           + (f"; {dropped:,} training and {val_dropped:,} validation rows are longer than {context} tokens: dropped"
              if dropped or val_dropped else ""), file=sys.stderr)
-    state = run_stage(model, tokenizer, batch_at, config, config.out, val=val, report=report)
+    state = run_stage(model, tokenizer, batch_at, config, config.out, val=val)
     result = summary(config, state, len(batch_at.packed) * context)
     return result | {"examples": len(examples), "dropped": dropped, "fill": batch_at.fill}
 
 
-def sft(config: SFTConfig, report: Callable[[dict], None] = lambda row: None) -> dict:
+def sft(config: SFTConfig) -> dict:
     """Stage 2 as `config` says."""
     kinds = ("sft", "direct")
     rows = read_files(config.data or default_files(kinds, "train"))
     if config.val or not config.data:
-        return fine_tune(config, rows, read_files(config.val or default_files(kinds, "val")), report)
-    return fine_tune(config, *split_off(rows, 0.02, config.seed), report)
+        return fine_tune(config, rows, read_files(config.val or default_files(kinds, "val")))
+    return fine_tune(config, *split_off(rows, 0.02, config.seed))
 
 
 @command
