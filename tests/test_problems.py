@@ -15,7 +15,8 @@ from tinyllm import problems, reading
 from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.overlap import overlap, shape
 from tinyllm.problems import FAMILIES, instruction, normalise, problem, split_of
-from tinyllm.wordings import choices, draw, schemas, tell
+from tinyllm.telling import tell
+from tinyllm.wordings import choices, draw, schemas
 
 N = 60                                # problems of each family and language that are checked
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: Fraction,
