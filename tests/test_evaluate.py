@@ -89,6 +89,7 @@ def test_any_row_with_an_answer_is_a_question(tmp_path):
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
     questions = read_questions(path)
     assert [question.final for question in questions] == ["7", "7", "ho", "b"]
+    assert [question.messages[-1]["content"] for question in questions] == ["3+4?", "几？", "hi", "a"]
     assert questions[1].family == "sum" and questions[1].language == "zh"
     assert [message["role"] for message in questions[1].messages] == ["system", "user"]
     assert len(read_questions(path, limit=2)) == 2

@@ -261,8 +261,9 @@ def test_a_long_conversation_forgets_its_oldest_turns(tokenizer):
     turns = [say("system", "s"), *(say(role, f"{role} {n} " * 3) for n in range(4) for role in ("user", "assistant"))]
     asked = [*turns, say("user", "and now?")]
     size = lambda messages: len(chat.render_prompt(tokenizer, messages))
-    kept = generate.fit_conversation(tokenizer, asked, context=size(asked[:1] + asked[-5:]) + 10, room=10)
-    assert kept == asked[:1] + asked[-5:]
+    for n_fit in (5, 6):                                             # an answer without its question has no place
+        kept = generate.fit_conversation(tokenizer, asked, context=size(asked[:1] + asked[-n_fit:]) + 10, room=10)
+        assert kept == asked[:1] + asked[-5:]
     assert generate.fit_conversation(tokenizer, asked, context=12, room=10) == [asked[0], asked[-1]]
     assert generate.fit_conversation(tokenizer, asked, context=size(asked) + 10, room=10) == asked
 

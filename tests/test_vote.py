@@ -146,9 +146,11 @@ def test_samples_of_a_batch_are_those_of_each_prompt_alone(model, tokenizer, con
     small = TinyLLM(config).eval()
     prompts = [tokenizer.encode(text) for text in ("The cat sat on the mat.", "猫", "Mia gave two", "A red")]
     settings = {"n": 3, "max_new_tokens": 8, "temperature": 1.0, "seed": 5}
-    done = []
-    together = sample_answers(small, tokenizer, prompts, max_rows=6, progress=done.append, **settings)
+    done, shown = [], {}
+    show = lambda number, piece, ended: shown.update({number: shown.get(number, "") + piece})
+    together = sample_answers(small, tokenizer, prompts, max_rows=6, progress=done.append, show=show, **settings)
     alone = [sample_answers(small, tokenizer, [prompt], **settings)[0] for prompt in prompts]
     texts = lambda answers: [[sample.text for sample in many] for many in answers]
     assert sum(done) == 4 and texts(together) == texts(alone)
+    assert [shown[number] for number in range(12)] == [text for many in texts(together) for text in many]
     assert votes.vote(together[0]).abstained == 0
