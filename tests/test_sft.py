@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from tinyllm import chat, checkpoint, cot_sft, sft
+from tinyllm import chat, checkpoint, cot_sft, evaluate, sft
 from tinyllm.cot_sft import CoTConfig, mix
 from tinyllm.data import IGNORE, Batch, Example, PackedExamples, pack
 from tinyllm.model import ModelConfig, TinyLLM, visible
@@ -233,3 +233,14 @@ def test_defaults_name_the_stage_before():
     """Three commands in a row need no flags."""
     assert SFTConfig().init == "checkpoints/pretrain" and SFTConfig().out == "checkpoints/sft"
     assert CoTConfig().init == "checkpoints/sft" and CoTConfig().out == "checkpoints/cot_sft"
+
+
+@pytest.mark.parametrize("command", [sft.main, cot_sft.main, evaluate.main])
+def test_a_missing_checkpoint_is_said_before_any_work(tmp_path, monkeypatch, capsys, command):
+    """Half a minute of writing problems before the sentence would be a poor joke."""
+    monkeypatch.chdir(tmp_path)
+    flag = "--checkpoint" if command is evaluate.main else "--init"
+    with pytest.raises(SystemExit) as exit:
+        command([flag, "nowhere"])
+    assert exit.value.code == 2 and "nowhere: no checkpoint here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -140,12 +140,12 @@ def bits_per_byte(model: TinyLLM, tokenizer: Tokenizer, text: str) -> float:
 
 def evaluate(config: EvaluateConfig) -> dict:
     """{"checkpoints": {folder: {"files": {name: groups}, "calculator": {name: groups}, "bits_per_byte"}}}."""
+    folders = {name: checkpoint.resolve(name) for name in config.checkpoint or [str(checkpoint.default())]}
     files = {Path(path).name.removesuffix(".gz").removesuffix(".jsonl"): read_questions(path, config.limit)
              for path in config.data or ([] if config.text else [
                  *default_files(["cot"], "test"), *default_files(["cot"], "harder")])}
     result: dict = {"settings": asdict(config), "checkpoints": {}}
-    for name in config.checkpoint or [str(checkpoint.default())]:
-        folder = checkpoint.resolve(name)
+    for name, folder in folders.items():
         model, tokenizer = checkpoint.load(folder)
         print(f"measuring {folder}", file=sys.stderr)
         measured = result["checkpoints"][name] = {"folder": str(folder), "files": {}}

@@ -124,6 +124,7 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
 
 def sft(config: SFTConfig) -> dict:
     """Stage 2 as `config` says."""
+    checkpoint.resolve(config.init)                                  # a missing start is said before any work
     kinds = ("sft", "direct")
     rows = read_files(config.data or default_files(kinds, "train"))
     if config.val or not config.data:
