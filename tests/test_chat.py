@@ -30,9 +30,14 @@ def random_conversation(rng):
     return [{"role": role, "content": random_text(rng)} for role in roles]
 
 
+def line(tokenizer, text):
+    """The ids of `text` behind a newline, where every part of the template stands."""
+    return tokenizer.encode("\n" + text)[1:]
+
+
 def test_an_example_is_the_template_token_by_token(tokenizer):
     """Written out by hand: control tokens as ids, newlines around them, and only the answer and its end learnt."""
-    system, user, answer = map(tokenizer.encode, ("Be brief.", "猫在哪里？", "on the mat"))
+    system, user, answer = (line(tokenizer, text) for text in ("Be brief.", "猫在哪里？", "on the mat"))
     assert tokenizer.encode("\n") == [NEWLINE]
     ids, learn = render_example(tokenizer, ANSWERED)
     assert ids == [SYSTEM, NEWLINE, *system, NEWLINE, SEP, NEWLINE, USER, NEWLINE, *user, NEWLINE, SEP, NEWLINE,
@@ -43,7 +48,7 @@ def test_an_example_is_the_template_token_by_token(tokenizer):
 def test_in_a_conversation_every_answer_is_learnt(tokenizer):
     """A later turn begins with the separator after the <eos> of the answer before it; neither header is learnt."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
-    a, b = tokenizer.encode("a"), tokenizer.encode("b")
+    a, b = line(tokenizer, "a"), line(tokenizer, "b")
     ids, learn = render_example(tokenizer, turns)
     first = [USER, NEWLINE, *a, NEWLINE, SEP, NEWLINE, ASSISTANT, NEWLINE]
     assert ids == [*first, *b, EOS, NEWLINE, SEP, NEWLINE, *first, *b, EOS]
@@ -59,10 +64,10 @@ def test_a_prompt_is_the_beginning_of_its_example(tokenizer):
         for end, message in enumerate(messages):
             if message["role"] == "assistant":
                 prompt = render_prompt(tokenizer, messages[:end])
-                answer = [*tokenizer.encode(message["content"]), EOS]
+                answer = [*line(tokenizer, message["content"]), EOS]
                 assert ids[:len(prompt) + len(answer)] == prompt + answer
                 assert not learn[len(prompt) - 1] and all(learn[len(prompt):len(prompt) + len(answer)])
-        learnt = sum(len(tokenizer.encode(m["content"])) + 1 for m in messages if m["role"] == "assistant")
+        learnt = sum(len(line(tokenizer, m["content"])) + 1 for m in messages if m["role"] == "assistant")
         assert sum(learn) == learnt and len(learn) == len(ids)
 
 
@@ -77,7 +82,7 @@ def test_control_words_in_a_message_stay_text(tokenizer):
 def test_fitting_cuts_the_prompt_and_never_the_answer(tokenizer):
     """The end of a long question is still there to be answered; half an answer would teach a wrong end."""
     ids, learn = render_example(tokenizer, ANSWERED)
-    answer = tokenizer.encode("on the mat") + [EOS]
+    answer = line(tokenizer, "on the mat") + [EOS]
     assert fit(ids, learn, len(ids)) == (ids, learn)
     for context in range(len(answer) + 2, len(ids)):
         assert fit(ids, learn, context) == (ids[-context:], learn[-context:])
@@ -88,7 +93,7 @@ def test_fitting_cuts_the_prompt_and_never_the_answer(tokenizer):
 def test_fitting_a_conversation_learns_no_half_answer(tokenizer):
     """An answer whose beginning was cut off would be learnt without what it answers."""
     ids, learn = render_example(tokenizer, ANSWERED + [{"role": "user", "content": "why?"}, ANSWERED[-1]])
-    answer = [*tokenizer.encode("on the mat"), EOS]
+    answer = [*line(tokenizer, "on the mat"), EOS]
     for context in range(len(answer) + 2, len(ids)):
         kept, learnt = fit(ids, learn, context)
         assert len(kept) <= context and kept == ids[-len(kept):] and kept[-len(answer):] == answer

@@ -194,7 +194,7 @@ def test_the_command_prints_only_what_is_printable(folder, capsys):
 
 # --- a question is answered ---
 
-ROWS = [{"user": "3+4?", "cot": "3+4=7", "final": "7"}, {"user": "几？", "cot": "2+2=5", "final": "5"}]
+ROWS = [{"user": "3+4?", "cot": "3+1=4\n3+4=7", "final": "7"}, {"user": "几？", "cot": "2+2=5", "final": "5"}]
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def chat_folder(tmp_path_factory, tokenizer):
     model = TinyLLM(ModelConfig(vocab_size=tokenizer.vocab_size, dim=48, n_layers=2, n_heads=4, n_kv_heads=4,
                                 ffn_dim=96, context=96))
     examples = [Example(*chat.render_example(tokenizer, chat.messages_of(row))) for row in ROWS]
-    settings = TrainConfig(max_steps=120, lr=0.01, dtype="float32", compile="off")
+    settings = TrainConfig(max_steps=160, lr=0.01, dtype="float32", compile="off")
     train(model, PackedExamples(examples, 96, 1, 0), settings)
     return str(checkpoint.save(tmp_path_factory.mktemp("chat"), model, tokenizer, SFTConfig(), {"step": 1}))
 
@@ -232,7 +232,7 @@ def test_a_vote_is_json_for_programs(chat_folder, capsys):
     out = json.loads(capsys.readouterr().out)
     assert (out["answer"], out["votes"], out["agreement"]) == ("7", {"7": 2}, 1.0)
     assert {"reasoning", "answer", "logprob", "tokens"} <= set(out["samples"][0])
-    assert out["samples"][0]["reasoning"] == "3+4=7" and out["samples"][0]["logprob"] <= 0
+    assert out["samples"][0]["reasoning"] == "3+1=4\n3+4=7" and out["samples"][0]["logprob"] <= 0
 
 
 def test_a_model_that_only_continues_texts_has_nothing_to_vote_on(folder, capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tinyllm import checkpoint
+from tinyllm import tokenizer as tokenizers
 from tinyllm.labels import (
     LabelsConfig,
     auc,
@@ -21,6 +22,12 @@ from tinyllm.model import TinyLLM
 from tinyllm.sft import SFTConfig
 
 NAMES, VALUES = ["exact", "substitute", "complement", "irrelevant"], [3.0, 2.0, 1.0, 0.0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """A vocabulary that has seen the class words at the beginning of a line, as fine-tuning writes them."""
+    return tokenizers.train(["\n".join(["sat warm", *NAMES])] * 50, 340, tmp_path_factory.mktemp("labels"))
 
 
 def test_the_score_is_the_expected_value():

@@ -58,12 +58,13 @@ def test_muon_steps_equally_far_in_every_direction():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_our_muon_equals_the_one_in_torch():
-    """Same idea, same coefficients: a reference written by others, in float32 to the precision of its bfloat16."""
+def test_our_muon_moves_as_the_one_in_torch():
+    """A reference written by others takes an iteration more from a looser bound: other singular values between 0.7 and
+    1.2, the same direction."""
     ours, theirs = (nn.Linear(16, 24, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     start = ours.weight.detach().clone()
-    mine = optim.Muon([ours.weight], 0.02, weight_decay=0.1, dtype=torch.bfloat16)
+    mine = optim.Muon([ours.weight], 0.02, weight_decay=0.1)
     reference = torch.optim.Muon([theirs.weight], lr=0.02, weight_decay=0.1)
     for step in range(5):
         x = torch.randn(32, 16, generator=torch.Generator().manual_seed(step))
@@ -71,8 +72,17 @@ def test_our_muon_equals_the_one_in_torch():
             optimizer.zero_grad()
             (layer(x) - x.repeat(1, 2)[:, :24]).square().mean().backward()
             optimizer.step()
-    moved = (theirs.weight - start).norm()
-    assert (ours.weight - theirs.weight).norm() < 0.03 * moved and moved > 0.1
+    a, b = (weight.detach() - start for weight in (ours.weight, theirs.weight))
+    assert (a * b).sum() > 0.98 * a.norm() * b.norm() and 0.9 < a.norm() / b.norm() < 1.1 and b.norm() > 0.1
+
+
+def test_four_iterations_are_enough_for_small_singular_values():
+    """Singular values that span three powers of ten: as many come near 1 as with one iteration more from the norm."""
+    u, v = torch.linalg.qr(torch.randn(64, 64))[0], torch.linalg.qr(torch.randn(160, 64))[0]
+    spread = u @ torch.diag(torch.logspace(0, -3, 64)) @ v.T                                 # (64, 160)
+    for matrix in (spread, spread.T):
+        values = torch.linalg.svdvals(optim.orthogonalise(matrix))
+        assert (values > 0.6).float().mean() > 0.65 and values.max() < 1.25
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])

@@ -3,14 +3,15 @@
 import itertools
 import re
 
+from tinyllm import schoolbook
 from tinyllm.arithmetic import value_of
 from tinyllm.problems import SPLITS, normalise, problem, split_of
 from tinyllm.schoolbook import page, pages
 
 
 def test_every_sum_is_right():
-    """Half of the pages are sums, and half of the sums are small; a wrong one would be learnt as willingly."""
-    lines = [line for index in range(0, 40, 2) for line in page(index).split("\n")]
+    """A third of the pages are sums, and half of the sums are small; a wrong one would be learnt as willingly."""
+    lines = [line for index in range(0, 60, 3) for line in page(index).split("\n")]
     assert len(lines) == 20 * 24
     for line in lines:
         left, right = line.rsplit("=", 1)
@@ -20,18 +21,33 @@ def test_every_sum_is_right():
 
 
 def test_pages_take_turns_and_repeat_by_seed():
-    """Sums, exercises in the format of the later stages, sums, instructions; in both languages."""
+    """Sums, exercises in the format of the later stages, instructions and lists; in both languages."""
     made = list(itertools.islice(pages(24), 24))
     assert made == [page(index) for index in range(24)] and made != [page(index, seed=1) for index in range(24)]
     headings = [re.findall(r"\[Reasoning\]|【推理过程】", text) for text in made]
-    assert [bool(found) for found in headings] == [index % 4 == 1 for index in range(24)]
+    assert [bool(found) for found in headings] == [index % 6 in (1, 2) for index in range(24)]
     assert set(itertools.chain(*headings)) == {"[Reasoning]", "【推理过程】"}
 
 
-def test_no_question_of_a_test_is_printed():
+def test_lists_are_copied_reversed_or_looked_up():
+    """What stands behind the sign follows from what stands before it, so it can only be learnt by looking back."""
+    lines = [line for index in range(5, 245, 6) for line in page(index).split("\n")]
+    signs = {sign: [line.split(sign) for line in lines if sign in line] for sign in (" -> ", " <- ", "; ")}
+    assert sum(map(len, signs.values())) == len(lines) == 40 * 8 and min(map(len, signs.values())) > 30
+    assert all(left == right for left, right in signs[" -> "])
+    assert all(left.split(", ") == right.split(", ")[::-1] for left, right in signs[" <- "])
+    assert all(", " + right.replace(": ", ", ") in ", " + left for left, right in signs["; "])
+
+
+def test_no_question_of_a_test_is_printed(monkeypatch):
     """A page shows solutions; those of held-out questions would make the test worthless."""
+    asked = []
+    def watched(*arguments, **settings):
+        asked.append(problem(*arguments, **settings))
+        return asked[-1]
+    monkeypatch.setattr(schoolbook, "problem", watched)
+    text = "".join(page(index) for index in range(600) if index % 6 in (1, 2))
+    assert len(asked) == 600 and all(one.user in text for one in asked)
+    assert {split_of(one.user) for one in asked} == {"train"}
     held_out = {normalise(problem(index, split=split).user) for split in SPLITS for index in range(360)}
-    asked = [block.split("\n[Reasoning]")[0].split("\n【推理过程】")[0] for index in range(1, 400, 4)
-             for block in page(index).split("\n\n") if "[Reasoning]" in block or "【推理过程】" in block]
-    assert len(asked) > 250 and not held_out & set(map(normalise, asked))
-    assert {split_of(question) for question in asked} == {"train"}
+    assert not held_out & {normalise(one.user) for one in asked}

@@ -12,7 +12,8 @@ from conftest import SENTENCES
 from tinyllm import tokenizer as tokenizers
 from tinyllm.tokenizer import CONTROL, Tokenizer
 
-HARD = ["", " ", "  two  spaces ", "\n", "a\n\n b\r\n\tc", "：，。１２", "e\u0301 é ﬁ Å", "👨‍👩‍👧 𝔘",
+HARD = ["", " ", "  two  spaces ", "\n", "\n a\n  b\nc\n▁d\n é", "a\n\n b\r\n\tc", "：，。１２", "e\u0301 é ﬁ Å",
+        "👨‍👩‍👧 𝔘",
         "\u2028\ufeff\u00a0\u3000", "\x00\x01\x7f", "▁", "▁▁ ▁a▁", "</s><unk><s><pad>", "<0x41>", "龘𪚥",
         "<|user|>\n<|assistant|><eos>"]
 
@@ -57,7 +58,27 @@ def test_digits_are_split(tmp_path):
 
 def test_a_newline_is_one_token_of_its_own(tokenizer):
     """Paragraphs and the chat template are made of newlines; none may hide inside a word or fall apart into bytes."""
-    assert [tokenizer.show(id) for id in tokenizer.encode("\n\na\n")] == ["⏎", "⏎", "a", "⏎"]
+    assert [tokenizer.show(id) for id in tokenizer.encode("\n\n1\n")] == ["⏎", "⏎", "1", "⏎"]
+
+
+def test_a_word_is_the_same_token_at_the_beginning_of_a_line(tmp_path):
+    """BPE keeps the space with the word behind it, so "Frank" after a newline would be a stranger to " Frank" in a
+    sentence, and copying a name to a line of its own a thing to learn for each name."""
+    tokenizer = tokenizers.train(["Ben met Frank. Frank met Ben.\nFrank left."] * 50, 320, tmp_path)
+    shown = [tokenizer.show(id) for id in tokenizer.encode("met Frank\nFrank\n5 a\n  b")]
+    assert shown.count("▁Frank") == 2 and "Frank" not in shown
+    for text in ("\na", "\n a", "\n  a", "\n\na b", "\n5", "\n 5", "\n好", "\nÉté", " a", "a", "\n ", "\n"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_stream_shows_lines_as_they_are(tokenizer):
+    """The space that a line begins with is held back until the word behind it says whether it belongs to the text."""
+    text = "好\nab\n  cd\n 5 \n "
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, tokenizer.encode(text))) + stream.finish() == text
+    _, *ids = tokenizer.encode("\nab")
+    stream, running_on = tokenizer.stream(new_line=True), tokenizer.stream()
+    assert "".join(map(stream.push, ids)) == "ab" and "".join(map(running_on.push, ids)) == " ab"
 
 
 def test_what_is_no_unicode_is_refused(tokenizer):

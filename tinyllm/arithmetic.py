@@ -47,7 +47,8 @@ def _walk(node: ast.expr, values: dict, lines: list[str] | None) -> int | Fracti
 
 
 def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[str]:
-    """The lines of one operation: long products digit by digit, fractions reduced by their common divisor."""
+    """The lines of one operation: long products digit by digit, fractions reduced by their common divisor, and where
+    signs differ the sum or difference of the plain numbers first."""
     line = f"{left}{sign}{right if right >= 0 else f'({right})'}={result}"
     if sign == "*" and min(abs(left), abs(right)) > 10:
         large, small = sorted((abs(left), abs(right)), key=lambda n: (len(str(n).replace("0", "")), n), reverse=True)
@@ -64,4 +65,8 @@ def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[
         common = math.gcd(left, right)
         if common > 1:
             return [f"{left}/{common}={left // common}", f"{right}/{common}={right // common}", line]
+    if sign in "+-" and max(abs(left), abs(right)) > 10 and min(left, result) < 0:
+        small, large = sorted((abs(left), abs(right)))
+        plain = f"{large}-{small}={large - small}" if abs(result) < large else f"{large}+{small}={large + small}"
+        return [plain, line]
     return [line]

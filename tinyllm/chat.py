@@ -26,15 +26,15 @@ def render_example(tokenizer: Tokenizer, messages: list[dict]) -> tuple[list[int
     A turn is `<|role|>` newline content, two turns are joined by newline `<|sep|>` newline, and an assistant's turn
     ends with <eos>. Learnt are the content and the <eos> of every assistant's turn, nothing else.
     """
-    newline = tokenizer.encode("\n")
     ids: list[int] = []
     learn: list[bool] = []
     for message in messages:
-        separator = [*newline, tokenizer.special("<|sep|>"), *newline] if ids else []
-        header = [*separator, tokenizer.special(f"<|{message['role']}|>"), *newline]
+        # A newline never merges with what follows, so the prompt's ids do not depend on the answer.
+        newline, *content = tokenizer.encode("\n" + message["content"])
+        separator = [newline, tokenizer.special("<|sep|>"), newline] if ids else []
+        header = [*separator, tokenizer.special(f"<|{message['role']}|>"), newline]
         is_answer = message["role"] == "assistant"
-        # Encoded apart from the header: a merge across the border would make the prompt's ids depend on the answer.
-        content = tokenizer.encode(message["content"]) + [tokenizer.eos] * is_answer
+        content += [tokenizer.eos] * is_answer
         ids += header + content
         learn += [False] * len(header) + [is_answer] * len(content)
     return ids, learn

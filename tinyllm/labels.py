@@ -72,10 +72,10 @@ def first_tokens(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
     """The token that each label begins with; ValueError if two begin with the same one: they cannot be told apart."""
     found: dict[int, str] = {}
     for label in labels:
-        first = tokenizer.encode(label)[0]
+        _, first, *_ = tokenizer.encode("\n" + label)              # it stands at the beginning of a line
         if first in found:
             raise ValueError(f"the labels {found[first]!r} and {label!r} both begin with the token "
-                             f"{tokenizer.decode([first])!r}: one position cannot tell them apart; choose other words")
+                             f"{tokenizer.show(first)!r}: one position cannot tell them apart; choose other words")
         found[first] = label
     return list(found)
 

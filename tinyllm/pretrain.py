@@ -14,6 +14,7 @@ import torch
 from tinyllm import checkpoint, plot, prepare
 from tinyllm.config import command, opt, part, read_settings
 from tinyllm.data import PackedRows, TokenFiles, held_out
+from tinyllm.induction import plant_induction
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.stage import run_stage
 from tinyllm.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ class PretrainConfig(ModelConfig, TrainConfig):
     init: str = opt("", "checkpoint to start from instead of random weights")
     out: str = opt("checkpoints/pretrain", "folder for checkpoints and metrics.jsonl")
     start_context: int = opt(256, TrainConfig.__dataclass_fields__["start_context"].metadata["help"], low=0)
+    induction: bool = opt(True, "begin with an induction head, which can copy, written into the random weights")
     val_tokens: int = opt(50_000, "validation tokens read each time", low=1)
     json: bool = opt(False, "print the result as JSON")
 
@@ -56,6 +58,8 @@ def pretrain(config: PretrainConfig) -> dict:
     shape.vocab_size = tokenizer.vocab_size                          # the data decides
     torch.manual_seed(config.seed)
     model = TinyLLM(shape)
+    if config.induction:
+        plant_induction(model, config.seed)
     if config.init:
         model, tokenizer = start_from(config.init, shape, tokenizer)
     batch_at = PackedRows(tokens, shape.context, config.effective_batch_size, config.seed)

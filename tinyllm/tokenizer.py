@@ -27,6 +27,11 @@ CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|sep|>")     # ids 4 to 
 HEADINGS = {"zh": ("【推理过程】", "【最终答案】"), "en": ("[Reasoning]", "[Final answer]")}
 SPACE = "\u2581"                                                     # SentencePiece writes a space as "▁"
 WHOLE = ("\n", *"=+-*/()", *(heading.replace(" ", SPACE) for pair in HEADINGS.values() for heading in pair))
+# A word at the beginning of a line gets the space that it has everywhere else: "Frank" is one token wherever it stands,
+# so a name can be copied from the middle of a question to the beginning of an answer. Undone by decode().
+LETTER = "[A-Za-z\u00c0-\u024f\u0370-\u052f]"                         # of the scripts that put spaces between words
+ADD_SPACE = re.compile(rf"\n(?= *{LETTER})")
+DROP_SPACE = re.compile(rf"\n (?= *{LETTER})")
 SAMPLE_CHARS = 10_000_000                                            # BPE merges hardly change beyond this
 
 
@@ -73,6 +78,7 @@ class Tokenizer:
             raise ValueError(f"text holds a lone surrogate at character {error.start}, "
                              "which is not valid Unicode") from None
         ids: list[int] = []
+        text = ADD_SPACE.sub("\n ", text)
         for i, segment in enumerate(text.split(SPACE)):              # a literal "▁" would come back as a space ...
             if i:
                 ids += (self._byte[byte] for byte in SPACE.encode())  # ... so it is spelled in bytes
@@ -81,7 +87,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control tokens are silent. Bytes that are not UTF-8 (a model may write them) become U+FFFD."""
-        return b"".join(self.token_bytes(id) for id in ids).decode("utf-8", errors="replace")
+        text = b"".join(self.token_bytes(id) for id in ids).decode("utf-8", errors="replace")
+        return DROP_SPACE.sub("\n", text)
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that token `id` stands for: all of a character, several, or one byte of a rare one."""
@@ -104,25 +111,35 @@ class Tokenizer:
         """Token `id` as a reader wants to see it: a space as "▁", a newline as "⏎", control tokens by name."""
         return self.processor.id_to_piece(id).replace("\n", "⏎")
 
-    def stream(self) -> "TextStream":
-        """A fresh decoder for ids that arrive one by one."""
-        return TextStream(self)
+    def stream(self, new_line: bool = False) -> "TextStream":
+        """A fresh decoder for ids that arrive one by one; `new_line`: they stand at the beginning of a line."""
+        return TextStream(self, new_line)
 
 
 class TextStream:
-    """Turns ids into text as they arrive, holding back bytes until they make a whole character."""
+    """Turns ids into text as they arrive, holding back what the next id decides: bytes until they make a whole
+    character, spaces at the beginning of a line until the word behind them is there."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, new_line: bool) -> None:
+        self.tokenizer, self.new_line, self.spaces = tokenizer, new_line, ""
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, id: int) -> str:
-        """The text that `id` completes; empty while a multi-byte character is unfinished."""
-        return self.decoder.decode(self.tokenizer.token_bytes(id))
+        """The text that `id` completes; may be empty."""
+        return self._lines(self.decoder.decode(self.tokenizer.token_bytes(id)))
 
     def finish(self) -> str:
-        """What is still held when no more ids come, as U+FFFD."""
-        return self.decoder.decode(b"", final=True)
+        """What is still held when no more ids come; half a character as U+FFFD."""
+        text, spaces = self._lines(self.decoder.decode(b"", final=True)), self.spaces
+        self.spaces = ""
+        return text + spaces
+
+    def _lines(self, text: str) -> str:
+        before = "\n" * self.new_line
+        text = before + self.spaces + text
+        shown = text.rstrip(" ") if text.rstrip(" ").endswith("\n") else text
+        self.new_line, self.spaces = shown.endswith("\n"), text[len(shown):]
+        return DROP_SPACE.sub("\n", shown).removeprefix(before)
 
 
 def train(texts: Iterable[str], vocab_size: int, out: str | Path, seed: int = 0) -> Tokenizer:
@@ -150,7 +167,7 @@ def _sample(texts: Iterable[str], seed: int) -> list[str]:
     """Reservoir sample of lines (at most 1,000 characters each) of about SAMPLE_CHARS characters in all."""
     rng, kept, chars, seen = random.Random(seed), [], 0, 0
     for text in texts:
-        for line in text.split("\n"):
+        for line in ADD_SPACE.sub("\n ", text).split("\n"):
             for start in range(0, len(line), 1000):                  # SentencePiece skips very long lines silently
                 piece, seen = line[start:start + 1000], seen + 1
                 if chars < SAMPLE_CHARS:

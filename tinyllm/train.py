@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tinyllm import optim
 from tinyllm.config import Settings, opt
 from tinyllm.data import IGNORE, Batch
+from tinyllm.model import Block
 
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
@@ -46,7 +47,7 @@ class TrainConfig(Settings):
     clip: float = opt(1.0, "largest gradient norm; longer gradients are scaled down", low=0)
     dtype: str = opt("auto", "of activations; weights stay float32. auto: bfloat16 where the CPU has it",
                      choices=("auto", "float32", "bfloat16"))
-    compile: str = opt("auto", "torch.compile. auto: on for runs of 30 minutes or more if there is a C++ compiler",
+    compile: str = opt("auto", "torch.compile. auto: on if --max-minutes is 3 or more and there is a C++ compiler",
                        choices=("auto", "on", "off"))
     val_every: int = opt(100, "steps between validations", low=1)
     save_every: int = opt(100, "steps between checkpoints", low=1)
@@ -169,8 +170,9 @@ def loss_sums(model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn = next
     """(sum of losses in nats, number of targets) over `batches`, without dropout."""
     model.eval()
     total, count = 0.0, 0
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
     for batch in batches:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.compiler.set_stance("force_eager"), autocast:     # of any shape: compiling each would take for ever
             loss, n = loss_fn(model, batch)
         total, count = total + loss.item(), count + int(n)
     return total, count
@@ -199,27 +201,36 @@ def _micro_batches(batch: Batch, config: TrainConfig, progress: float) -> list[B
 
 
 def compiled(loss_fn: LossFn, config: TrainConfig) -> LossFn:
-    """`loss_fn` fused by torch.compile where the run is long enough to win back the minute that takes.
+    """`loss_fn` with the blocks of its model fused by torch.compile, where the run is long enough to win back the time.
 
-    Where there is no working compiler, `loss_fn` itself, with one line on stderr.
+    All blocks share the code that is made for the first, so this takes seconds; what is compiled does not depend on how
+    many targets a batch has. Where there is no working compiler, the plain `loss_fn`, with one line on stderr.
     """
-    wanted = config.compile == "on" or (config.compile == "auto" and config.max_minutes >= 30)
+    wanted = config.compile == "on" or (config.compile == "auto" and config.max_minutes >= 3)
     if not wanted:
         return loss_fn
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         print("no C++ compiler found: training without torch.compile", file=sys.stderr)
         return loss_fn
-    ways = [torch.compile(loss_fn, dynamic=False)]
+    stances, prepared = ["default"], set()
 
     def fused(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        for block in (module for module in model.modules() if isinstance(module, Block)):
+            if block not in prepared:
+                block.compile(dynamic=False)
+                prepared.add(block)
+        random = torch.get_rng_state()
         try:
-            return ways[0](model, batch)
+            with torch.compiler.set_stance(stances[0]):
+                return loss_fn(model, batch)
         except RuntimeError as error:
-            if ways[0] is loss_fn:
+            torch.set_rng_state(random)                              # the failed attempt may have drawn for dropout
+            if stances[0] == "force_eager":
                 raise
-            print(f"torch.compile failed ({str(error).splitlines()[0]}): training without it", file=sys.stderr)
-            ways[0] = loss_fn
-            return loss_fn(model, batch)
+            said = " ".join(filter(None, str(error).splitlines()[:2]))        # torch names itself first, then the cause
+            print(f"torch.compile failed ({said}): training without it", file=sys.stderr)
+            stances[0] = "force_eager"
+            return fused(model, batch)
 
     return fused
 

@@ -87,7 +87,7 @@ def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[
     for at in range(0, len(order), size):
         chosen = order[at:at + size]
         numbers = [prompt * n + i for prompt in chosen for i in range(n)]          # of each row of the batch
-        streams, texts = [tokenizer.stream() for _ in numbers], [""] * len(numbers)
+        streams, texts = [tokenizer.stream(new_line=True) for _ in numbers], [""] * len(numbers)
         counts, logprobs, running = [0] * len(numbers), [0.0] * len(numbers), set(range(len(numbers)))
 
         def take(row: int, piece: str, ended: bool, numbers=numbers, texts=texts) -> None:
