@@ -4,16 +4,21 @@ Nine families of problems for chains of thought, plain instructions for SFT, and
 A problem is a pure function of (index, seed, split). Explained by tests/test_problems.py.
 """
 
+import functools
 import itertools
 import json
+import os
 import random
 import re
 import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from tinyllm.config import Settings, command, opt, read_json, read_settings, write_atomically
 from tinyllm.exercises import FAMILIES
@@ -30,6 +35,11 @@ SYSTEMS = {"en": ["", "", "", "You are a helpful assistant.", "Think step by ste
            "zh": ["", "", "", "你是一个有用的助手。", "请一步一步地想。", "先写步骤，再写答案。"]}
 PLAIN_SYSTEMS = {"en": ["", "", "", "You are a helpful assistant.", "Answer the question.", "Answer briefly."],
                  "zh": ["", "", "", "你是一个有用的助手。", "请回答问题。", "请简短回答。"]}
+
+
+# How often a family is drawn for training: what is hard for a small model comes more often than what it knows soon.
+TRAIN_SHARES = {"expression": 5, "column": 4, "story": 5, "chance": 2, "rate": 2, "equation": 3, "order": 4,
+                "series": 3, "reading": 3}
 
 
 @dataclass
@@ -166,42 +176,67 @@ class ProblemsConfig(Settings):
     json: bool = opt(False, "print the report as JSON")
 
 
-def cot_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
-    """`n` problems as rows; outside train none twice."""
+def wanted(config: ProblemsConfig) -> list[str]:
+    """The families of `config`, in order."""
     if not re.fullmatch(rf"([1-{len(FAMILIES)}](,|$))*", config.families):
         raise ValueError(f"--families takes numbers from 1 to {len(FAMILIES)} with commas, not {config.families!r}")
-    wanted = [list(FAMILIES)[int(number) - 1] for number in config.families.split(",") if number] or list(FAMILIES)
+    return [list(FAMILIES)[int(number) - 1] for number in config.families.split(",") if number] or list(FAMILIES)
+
+
+def cot_row(index: int, config: ProblemsConfig, split: str) -> dict:
+    """Row `index` of cot_{split}.jsonl. The families take turns; in train they are drawn, those that take long to learn
+    more often."""
+    families = wanted(config)
     languages = LANGUAGES if config.language == "both" else (config.language,)
-    made = (problem(index, config.seed, split, wanted[index % len(wanted)],
-                    languages[index // len(wanted) % len(languages)]) for index in itertools.count())
-    yield from itertools.islice(_distinct((_row(one) for one in made), split), n)
-
-
-def _row(one: Problem) -> dict:
+    family, language = families[index % len(families)], languages[index // len(families) % len(languages)]
+    if split == "train":
+        rng = random.Random(f"family {config.seed} {index}")
+        family, = rng.choices(families, [TRAIN_SHARES[family] for family in families])
+        language = languages[index % len(languages)]
+    one = problem(index, config.seed, split, family, language)
     return {"system": one.system, "user": one.user, "cot": one.cot, "final": one.final, "family": one.family,
             "language": one.language}
 
 
-def direct_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
-    """The problems of cot_rows with the answer alone: what a model without written steps can learn."""
-    for row in cot_rows(n, config, split):
-        yield {key: row[key] for key in ("system", "user", "family", "language")} | {"assistant": row["final"]}
+def direct_row(index: int, config: ProblemsConfig, split: str) -> dict:
+    """The problem of cot_row with the answer alone: what a model without written steps can learn."""
+    row = cot_row(index, config, split)
+    return {key: row[key] for key in ("system", "user", "family", "language")} | {"assistant": row["final"]}
 
 
-def sft_rows(n: int, config: ProblemsConfig, split: str) -> Iterator[dict]:
-    """`n` instructions as rows; outside train none twice."""
-    made = (instruction(index, config.seed, split, None if config.language == "both" else config.language)
-            for index in itertools.count())
-    yield from itertools.islice(_distinct(made, split), n)
+def sft_row(index: int, config: ProblemsConfig, split: str) -> dict:
+    """Row `index` of the plain instructions."""
+    return instruction(index, config.seed, split, None if config.language == "both" else config.language)
 
 
-def _distinct(rows: Iterable[dict], split: str) -> Iterator[dict]:
-    """Outside train, rows whose question has not come before; stops when 200 in a row have."""
+KINDS = {"cot": cot_row, "direct": direct_row, "sft": sft_row}
+
+
+def rows_of(kind: str, n: int, config: ProblemsConfig, split: str) -> list[dict]:
+    """The first `n` rows of a file; outside train none twice. All cores make many rows; the result is the same."""
+    if split != "train":
+        return list(itertools.islice(_distinct(KINDS[kind](index, config, split) for index in itertools.count()), n))
+    starts = range(0, n, 1000)
+    chunks = [range(start, min(n, start + 1000)) for start in starts]
+    if len(chunks) < 3:
+        return [row for chunk in chunks for row in _chunk(kind, config, chunk)]
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        made = pool.map(functools.partial(_chunk, kind, config), chunks)
+        return [row for chunk in tqdm(made, f"{kind}_train", len(chunks), unit="k rows", file=sys.stderr, leave=False,
+                                      mininterval=0.2 if sys.stderr.isatty() else 30) for row in chunk]
+
+
+def _chunk(kind: str, config: ProblemsConfig, numbers: range) -> list[dict]:
+    return [KINDS[kind](index, config, "train") for index in numbers]
+
+
+def _distinct(rows: Iterable[dict]) -> Iterator[dict]:
+    """Rows whose question has not come before; stops when 200 in a row have."""
     seen, stale = set(), 0
     for row in rows:
         key = normalise(row["user"])
         stale = stale + 1 if key in seen else 0
-        if split == "train" or key not in seen:
+        if key not in seen:
             yield row
         elif stale > 200:
             return
@@ -210,20 +245,15 @@ def _distinct(rows: Iterable[dict], split: str) -> Iterator[dict]:
 
 def write(config: ProblemsConfig) -> dict:
     """Write all files of `config`; return their report."""
-    plan = [(f"cot_{split}", cot_rows, n, split) for split, n in
-            (("train", config.cot), ("val", config.val), ("test", config.test), ("harder", config.harder))]
-    plan += [(f"direct_{split}", direct_rows, n, split) for split, n in
-             (("train", config.direct), ("val", config.val), ("test", config.test))]
-    plan += [(f"sft_{split}", sft_rows, n, split) for split, n in
-             (("train", config.sft), ("val", config.val), ("test", config.test))]
+    plan = [("cot", "harder", config.harder)]
+    plan += [(kind, split, n) for kind in KINDS for split, n in
+             (("train", getattr(config, kind)), ("val", config.val), ("test", config.test))]
+    wanted(config)                                                   # a wrong --families is said before any work
     Path(config.out).mkdir(parents=True, exist_ok=True)
     files = {}
-    for file, rows_of, n, split in plan:
-        files[file] = rows = []
-        for row in rows_of(n, config, split):
-            rows.append(row)
-            if len(rows) % 10000 == 0:
-                print(f"{file}: {len(rows)} of {n} rows", file=sys.stderr)
+    for kind, split, n in plan:
+        file = f"{kind}_{split}"
+        files[file] = rows = rows_of(kind, n, config, split)
         if len(rows) < n:
             print(f"{file}: only {len(rows)} of {n} rows, as no other questions turned up", file=sys.stderr)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -248,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
         facts = write(config)
         print(json.dumps(facts, ensure_ascii=False) if config.json else table(facts))
         return
-    for row in cot_rows(len(FAMILIES), config, "train"):
+    for row in rows_of("cot", len(wanted(config)), config, "val"):
         print(json.dumps(row, ensure_ascii=False) if config.json else
               f"[{row['family']}] {row['user']}\n{row['cot']}\n= {row['final']}\n")
 

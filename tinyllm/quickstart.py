@@ -23,7 +23,7 @@ from tinyllm.sft import SFTConfig, sft
 
 STORY = "Once upon a time, Little Bear"
 QUESTION = "计算：12*(3+4)-10"
-SHARES = {"pretrain": 0.2, "sft": 0.08, "cot_sft": 0.72}               # of the minutes of training
+SHARES = {"pretrain": 0.1, "sft": 0.05, "cot_sft": 0.85}               # of the minutes of training
 
 
 @dataclass
@@ -38,9 +38,9 @@ class QuickstartConfig(Settings):
       python -m tinyllm.generate --self-consistency 5 "计算：12*(3+4)-10"
     """
 
-    minutes: float = opt(12.0, "minutes of training, all stages together", low=0)
-    documents: int = opt(10_000, "stories and pages of the schoolbook to read", low=2)
-    problems: int = opt(50_000, "problems with steps to learn from", low=10)
+    minutes: float = opt(12.5, "minutes of training, all stages together", low=0)
+    documents: int = opt(6_000, "stories and pages of the schoolbook to read", low=2)
+    problems: int = opt(60_000, "problems with steps to learn from", low=10)
     instructions: int = opt(8_000, "plain instructions, and as many problems with the answer alone", low=10)
     questions: int = opt(180, "questions of the test", low=1)
     self_consistency: int = opt(5, "attempts that vote in the test", low=1)
@@ -69,12 +69,12 @@ def quickstart(config: QuickstartConfig) -> dict:
             out=config.data, preset="nano", vocab_size=PRESETS["nano"]["vocab_size"], seed=config.seed,
             world_documents=config.documents, restart=config.restart))
         print(prepare.table(report))
-    shared = {"seed": config.seed, "restart": config.restart}
+    shared = {"seed": config.seed, "restart": config.restart, "val_every": 300}
     minutes = {stage: config.minutes * share for stage, share in SHARES.items()}
     with part("2. pretraining: predict the next token, again and again", seconds):
         results["pretrain"] = pretrain(PretrainConfig(
             preset="nano", **PRESETS["nano"], data=config.data, out=str(out / "pretrain"), start_context=0,
-            max_minutes=minutes["pretrain"], **shared))
+            val_tokens=20_000, max_minutes=minutes["pretrain"], **shared))
         model, tokenizer = checkpoint.load(out / "pretrain")
         settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
         print(f"[{STORY}]" + printable("".join(continue_text(model, tokenizer, STORY, settings))))
@@ -107,7 +107,7 @@ def quickstart(config: QuickstartConfig) -> dict:
 def write_problems(config: QuickstartConfig) -> None:
     """The questions of all stages; kept if they were written with the same settings before."""
     wanted = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
-                                     direct=config.instructions, val=min(360, config.problems),
+                                     direct=config.instructions, val=min(180, config.problems),
                                      test=max(360, config.questions), harder=360, seed=config.seed)
     if config.restart:
         (Path(config.data) / "problems.json").unlink(missing_ok=True)

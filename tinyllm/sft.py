@@ -41,9 +41,11 @@ class SFTConfig(TrainConfig):
     init: str = opt("checkpoints/pretrain", "checkpoint to start from")
     out: str = opt("checkpoints/sft", "folder for checkpoints and metrics.jsonl")
     batch_size: int = opt(8, TrainConfig.__dataclass_fields__["batch_size"].metadata["help"], low=1)
-    effective_batch_size: int = opt(0, "rows per optimizer step (0: as many as hold 4,096 tokens)", low=0)
+    effective_batch_size: int = opt(0, "rows per optimizer step (0: as many as hold 2,048 tokens)", low=0)
     lr: float = opt(3e-3, "peak learning rate of AdamW", low=0)
-    muon_lr: float = opt(0.015, "peak learning rate of Muon", low=0)
+    muon_lr: float = opt(0.006, "peak learning rate of Muon", low=0)
+    schedule: str = opt("linear", TrainConfig.__dataclass_fields__["schedule"].metadata["help"],
+                        choices=("trapezoid", "linear", "cosine"))
     dropout: float = opt(0.1, TrainConfig.__dataclass_fields__["dropout"].metadata["help"], low=0, high=0.9)
     val_rows: int = opt(600, "held-out rows read at each validation", low=1)
     json: bool = opt(False, "print the result as JSON")
@@ -112,7 +114,7 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
     val = {family: packed([one for one in held_out if one[0] == family]).batches()
            for family in sorted({family for family, _ in held_out})}
     batch_at = packed(examples)
-    batch_at.rows = config.effective_batch_size or max(1, 4096 // context)
+    batch_at.rows = config.effective_batch_size or max(1, 2048 // context)
     print(f"{len(examples):,} examples of {batch_at.n_tokens / len(examples):.0f} tokens on average fill "
           f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}"
           + (f"; {dropped:,} training and {val_dropped:,} validation rows are longer than {context} tokens: dropped"
