@@ -1,37 +1,25 @@
-"""The schoolbook: what pretraining reads about numbers is true, and none of it is a question of a test."""
+"""The schoolbook: its lists can only be learnt by looking back, and none of its exercises is a question of a test."""
 
 import itertools
 import re
 
 from tinyllm import schoolbook
-from tinyllm.arithmetic import value_of
 from tinyllm.problems import SPLITS, normalise, problem, split_of
 from tinyllm.schoolbook import page, pages
 
 
-def test_every_sum_is_right():
-    """A third of the pages are sums, and half of the sums are small; a wrong one would be learnt as willingly."""
-    lines = [line for index in range(0, 60, 3) for line in page(index).split("\n")]
-    assert len(lines) == 20 * 24
-    for line in lines:
-        left, right = line.rsplit("=", 1)
-        assert value_of(left) == value_of(right), line
-    small = [line for line in lines if re.fullmatch(r"\d{1,2}[-+*]\d=-?\d+", line)]
-    assert 0.4 < len(small) / len(lines) < 0.8
-
-
 def test_pages_take_turns_and_repeat_by_seed():
-    """Sums, exercises in the format of the later stages, instructions and lists; in both languages."""
+    """Exercises in the format of the later stages, lists, instructions; in both languages."""
     made = list(itertools.islice(pages(24), 24))
     assert made == [page(index) for index in range(24)] and made != [page(index, seed=1) for index in range(24)]
     headings = [re.findall(r"\[Reasoning\]|【推理过程】", text) for text in made]
-    assert [bool(found) for found in headings] == [index % 6 in (1, 2) for index in range(24)]
+    assert [bool(found) for found in headings] == [index % 6 in (1, 2, 5) for index in range(24)]
     assert set(itertools.chain(*headings)) == {"[Reasoning]", "【推理过程】"}
 
 
 def test_lists_are_copied_reversed_or_looked_up():
     """What stands behind the sign follows from what stands before it, so it can only be learnt by looking back."""
-    lines = [line for index in range(5, 245, 6) for line in page(index).split("\n")]
+    lines = [line for index in range(0, 120, 3) for line in page(index).split("\n")]
     signs = {sign: [line.split(sign) for line in lines if sign in line] for sign in (" -> ", " <- ", "; ")}
     assert sum(map(len, signs.values())) == len(lines) == 40 * 8 and min(map(len, signs.values())) > 30
     assert all(left == right for left, right in signs[" -> "])
@@ -46,7 +34,7 @@ def test_no_question_of_a_test_is_printed(monkeypatch):
         asked.append(problem(*arguments, **settings))
         return asked[-1]
     monkeypatch.setattr(schoolbook, "problem", watched)
-    text = "".join(page(index) for index in range(600) if index % 6 in (1, 2))
+    text = "".join(page(index) for index in range(400) if index % 6 in (1, 2, 5))
     assert len(asked) == 600 and all(one.user in text for one in asked)
     assert {split_of(one.user) for one in asked} == {"train"}
     held_out = {normalise(problem(index, split=split).user) for split in SPLITS for index in range(360)}

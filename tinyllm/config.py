@@ -21,7 +21,7 @@ PRESETS = {
              "vocab_size": 16000, "qk_norm": True},
     "nano": {"dim": 256, "n_layers": 4, "n_heads": 4, "n_kv_heads": 4, "ffn_dim": 704, "context": 256,
              "vocab_size": 4096, "qk_norm": True, "batch_size": 8, "effective_batch_size": 8, "lr": 4e-3,
-             "muon_lr": 0.01},
+             "muon_lr": 0.006},
 }
 
 

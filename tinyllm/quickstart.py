@@ -23,7 +23,7 @@ from tinyllm.sft import SFTConfig, sft
 
 STORY = "Once upon a time, Little Bear"
 QUESTION = "计算：12*(3+4)-10"
-SHARES = {"pretrain": 0.1, "sft": 0.05, "cot_sft": 0.85}               # of the minutes of training
+SHARES = {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93}              # of the minutes of training
 
 
 @dataclass
