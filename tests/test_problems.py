@@ -206,6 +206,8 @@ def test_an_order_follows_from_the_sentences(sample):
             below, = above[row_names[-1]]
             row_names.append(below)
         assert row_names == chain, row
+        climb = row.steps[-2].split(" < ")                       # from the first fact up to the first of the row
+        assert climb == chain[:len(climb)][::-1] and row.steps[0].startswith(climb[0] + " > "), row
         assert row.final in (*chain, ", ".join(chain), "yes", "no", "是", "不是")
 
 

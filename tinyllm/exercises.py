@@ -157,8 +157,10 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
     facts, most, least, place, whole, compare = schema.facts
     sentences = [pick(facts, {"A": a, "B": b}, language, rng) for a, b in pairs]
     called = lambda person: word(person, "", language, None)
-    chain = " > ".join(map(called, people))
-    steps = [*(f"{called(a)} > {called(b)}" for a, b in pairs), chain]
+    # The first stands nowhere on the right, which is hard to see at once; from anybody it is a walk, fact by fact.
+    climb = people[people.index(pairs[0][0])::-1]
+    steps = [*(f"{called(a)} > {called(b)}" for a, b in pairs), " < ".join(map(called, climb)),
+             " > ".join(map(called, people))]
     k, kind = rng.randint(2, n - 1), rng.choice(("most", "least", "place", "whole", "compare"))
     if kind == "compare":
         i, j = rng.sample(range(n), 2)
