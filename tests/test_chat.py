@@ -11,7 +11,7 @@ import pytest
 
 from tinyllm import chat
 from tinyllm.chat import Sections, fit, messages_of, parse_sections, rationale, read_rows, render_example, render_prompt
-from tinyllm.tokenizer import CONTROL
+from tinyllm.vocabulary import CONTROL
 
 EOS, SYSTEM, USER, ASSISTANT, SEP, NEWLINE = 2, 4, 5, 6, 7, 8
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "猫在哪里？"}]

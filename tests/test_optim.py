@@ -21,6 +21,11 @@ def test_the_trapezoid_is_flat_and_then_straight_down_to_zero():
     assert share(0.8) == pytest.approx(0.5) and share(0.9) == pytest.approx(0.25)
 
 
+def test_the_linear_decay_falls_from_the_first_step_on():
+    """No plateau: each step is as much smaller as the one before it was."""
+    assert [optim.decay_at(i / 4, "linear") for i in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
 def test_the_cosine_ends_at_a_tenth():
     """Half a wave from the peak to a tenth of it, never rising."""
     shares = [optim.decay_at(i / 10, "cosine") for i in range(11)]

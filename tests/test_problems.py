@@ -1,6 +1,7 @@
 """The exercises: every answer is worked out a second time here, by other means than the generator's."""
 
 import ast
+import collections
 import itertools
 import json
 import operator
@@ -411,6 +412,17 @@ def test_the_command_writes_files_in_the_formats_of_the_book(tmp_path, capsys):
         parts = [set(values) for file, values in questions.items() if file.startswith(kind)]
         assert sum(map(len, parts)) == len(set().union(*parts))
     assert 0 <= facts["cot_test"]["share_with_13_gram_in_train"] <= 1
+
+
+def test_many_rows_are_those_that_one_core_would_write():
+    """Work is shared out in thousands; each row is a function of its number. Slow families are drawn more often."""
+    config = problems.ProblemsConfig(families="1,2,5")
+    rows = problems.rows_of("cot", 2100, config, "train")
+    assert len(rows) == 2100 and all(rows[i] == problems.cot_row(i, config, "train") for i in (0, 999, 1000, 2099))
+    counts = collections.Counter(row["family"] for row in rows)
+    assert counts["expression"] > counts["column"] > 1.5 * counts["rate"] > 0
+    asked = problems.rows_of("cot", 90, config, "test")
+    assert set(collections.Counter(row["family"] for row in asked).values()) == {30}
 
 
 def test_families_and_language_are_chosen_by_flags_and_mistakes_are_one_sentence(capsys):

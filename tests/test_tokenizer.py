@@ -10,7 +10,8 @@ import sentencepiece
 from conftest import SENTENCES
 
 from tinyllm import tokenizer as tokenizers
-from tinyllm.tokenizer import CONTROL, Tokenizer
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.vocabulary import CONTROL, HEADINGS
 
 HARD = ["", " ", "  two  spaces ", "\n", "\n a\n  b\nc\n▁d\n é", "a\n\n b\r\n\tc", "：，。１２", "e\u0301 é ﬁ Å",
         "👨‍👩‍👧 𝔘",
@@ -130,7 +131,7 @@ def test_training_twice_gives_the_same_vocabulary(tmp_path):
 
 def test_the_sample_is_drawn_by_the_seed_from_the_whole_text(tmp_path, monkeypatch):
     """Merges are learnt on a sample; one from the beginning alone would not know the language that comes last."""
-    monkeypatch.setattr(tokenizers, "SAMPLE_CHARS", 3000)
+    monkeypatch.setattr("tinyllm.vocabulary.SAMPLE_CHARS", 3000)
     rng = random.Random(0)
     texts = ["".join(rng.choices(letters, k=60)) for letters in ("abcdefghij ", "山水风雨日月花鸟") for _ in range(300)]
     first, again, other = (tokenizers.train(texts, 340, tmp_path / str(i), seed) for i, seed in enumerate((0, 0, 1)))
@@ -197,6 +198,6 @@ def test_signs_of_arithmetic_are_tokens_of_their_own(tmp_path):
     """A calculator steps in behind "="; merged as "=-", the model would already have begun."""
     tokenizer = tokenizers.train([*SENTENCES, "3-7=-4 is (2)*-5=-10\n"] * 50, 420, tmp_path)
     assert [tokenizer.show(id) for id in tokenizer.encode("3-7=-4(2)*-5=-10")] == list("3-7=-4(2)*-5=-10")
-    for heading in (heading for pair in tokenizers.HEADINGS.values() for heading in pair):
+    for heading in (heading for pair in HEADINGS.values() for heading in pair):
         ids = tokenizer.encode(f"\n{heading}\n")
         assert len(ids) == 3 and tokenizer.decode(ids) == f"\n{heading}\n"      # read at one glance, spelled the same

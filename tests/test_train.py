@@ -18,6 +18,7 @@ from conftest import SENTENCES
 from tinyllm import checkpoint, train
 from tinyllm import tokenizer as tokenizers
 from tinyllm.data import IGNORE, Batch, next_token_batch
+from tinyllm.decode import decode
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.stage import run_stage
 from tinyllm.train import TrainConfig, TrainState, next_token_loss
@@ -235,6 +236,20 @@ def test_validation_does_not_change_training():
     train.train(without, batch_at, CONFIG)
     assert_same(weights(with_val), weights(without))
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15, 20]
+
+
+def test_only_training_steps_are_compiled(monkeypatch):
+    """Validation and decoding come in ever new shapes; compiling each would cost more than it gains."""
+    graphs = []
+    plain_compile = torch.compile
+    counted = lambda graph, examples: graphs.append(graph) or graph.forward
+    monkeypatch.setattr(torch, "compile", lambda call, **options: plain_compile(call, backend=counted, **options))
+    monkeypatch.setattr(train.shutil, "which", lambda name: name)
+    model = fresh()
+    train.train(model, batch_at, replace(CONFIG, compile="on", max_steps=2), val={"rows": batch_at(99).split(3)})
+    assert (n_graphs := len(graphs)) > 0
+    list(decode(model, [[1, 2, 3]], end=0, max_new_tokens=4))
+    assert len(graphs) == n_graphs
 
 
 def test_a_compiler_that_fails_costs_one_line_not_the_run(monkeypatch, capsys):

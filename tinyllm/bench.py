@@ -151,11 +151,11 @@ def _name(dtype: torch.dtype) -> str:
 
 # --- training ---
 
-def loss_functions(textbook: ModuleType | None, dtype: torch.dtype) -> Ways:
+def loss_functions(model: TinyLLM, textbook: ModuleType | None, dtype: torch.dtype) -> Ways:
     """The ways to one loss: eager, compiled where there is a C++ compiler, and from the logits of `textbook`."""
     eager = torch.compiler.set_stance("force_eager")(train.next_token_loss)      # even where the blocks are compiled
     ways: Ways = {f"eager {_name(dtype)}": (eager, dtype)}
-    compiled = train.compiled(train.next_token_loss, train.TrainConfig(compile="on"))
+    compiled = train.compiled(model, train.next_token_loss, train.TrainConfig(compile="on"))
     if compiled is not train.next_token_loss:
         ways[f"compiled {_name(dtype)}"] = (compiled, dtype)
     if textbook:
@@ -270,7 +270,7 @@ def bench(config: BenchConfig) -> dict:
     gflops, gb_per_second = max(map(max, matmul.values())), max(read)
     found = [make_row(f"matmul 2048x2048, {name}", rates, "GFLOP/s", {"best run": gflops})
              for name, rates in matmul.items()] + [make_row("memory read", read, "GB/s", {"best run": gb_per_second})]
-    ways = loss_functions(textbook, dtype)
+    ways = loss_functions(model, textbook, dtype)
     compiled = any(way.startswith("compiled") for way in ways)
     for rows, length in shapes:                                      # before the textbook, which needs more memory
         tell(f"training steps of {rows}x{length}" + " (compiling first)" * compiled)

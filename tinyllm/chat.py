@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tinyllm.tokenizer import HEADINGS, Tokenizer
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.vocabulary import HEADINGS
 
 T = TypeVar("T")
 

@@ -93,7 +93,9 @@ def decode(model: TinyLLM, prompts: Sequence[list[int]], *, end: int, n: int = 1
     starts = torch.tensor(padding)[:, None] if any(padding) else None                    # (prompts, 1)
     cache = KVCache(model.config, batch=len(prompts), room=width + max(limits), starts=starts)
     tokens = torch.tensor([[end] * pad + prompt for pad, prompt in zip(padding, prompts)])
-    logits = model.logits(model.last_hidden(tokens, cache)[:, -1]).repeat_interleave(n, dim=0)    # (R, V): prefill
+    eager = torch.compiler.set_stance("force_eager")                 # training may have compiled blocks for its shapes
+    prefill, decode_one = eager(model.last_hidden), eager(model.forward)
+    logits = model.logits(prefill(tokens, cache)[:, -1]).repeat_interleave(n, dim=0)         # (R, V)
     cache = cache.fork(n)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(n)]
     # Drawn ahead, one column a continuation, so that a number depends on neither neighbours nor forced tokens.
@@ -126,7 +128,7 @@ def decode(model: TinyLLM, prompts: Sequence[list[int]], *, end: int, n: int = 1
             rows = torch.tensor(alive)
             cache.keep(rows)
             running, chosen = [running[row] for row in alive], chosen[rows]
-        logits = model(chosen, cache)[:, -1]                         # (R, V): decode one token each
+        logits = decode_one(chosen, cache)[:, -1]                    # (R, V)
 
 
 def stream(model: TinyLLM, prompt_ids: list[int], **settings) -> Iterator[list[int]]:

@@ -1,6 +1,6 @@
 """Heads a model begins with: one that looks one token back, and some that copy what followed the last time.
 
-Together they continue "... Frank > Tang ... Frank >" with "Tang": an induction head (Elhage et al. 2021, "A
+Together they continue "Tang Yan is older ... Max > Tang" with "Yan": an induction head (Elhage et al. 2021, "A
 Mathematical Framework for Transformer Circuits"; Olsson et al. 2022, arXiv:2209.11895). Every model finds it, but
 after millions of tokens; until then no name of a question reaches the answer. Here it stands in the random weights, and
 training may change it at will. In and out: a fresh model. Explained by tests/test_induction.py.
@@ -8,9 +8,8 @@ Shapes: D width, E head width, H heads, K key/value heads.
 """
 
 import torch
-from torch import Tensor
 
-from tinyllm.model import TinyLLM
+from tinyllm.model import TinyLLM, rope_tables, rotate
 
 N_PAIRS = 5                                                          # the fastest rotary pairs tell neighbours apart
 
@@ -38,8 +37,9 @@ def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
 
     back, copy = model.blocks[0].attention, model.blocks[1].attention
     here = (torch.arange(E) % (E // 2) < N_PAIRS).float()            # (E,)
-    back.wq.weight[:E] = 0.3 * torch.outer(here, common)
-    back.wk.weight[:E] = 0.3 * torch.outer(_one_on(here, config.rope_theta), common)
+    cos, sin = rope_tables(2, E, config.rope_theta)                  # a key one position on meets the query there
+    one_on = rotate(here[None, None, None], cos[1:], sin[1:])[0, 0, 0]               # (E,)
+    back.wq.weight[:E], back.wk.weight[:E] = 0.3 * torch.outer(here, common), 0.3 * torch.outer(one_on, common)
     back.wv.weight[:E], back.wo.weight[:, :E] = 0.6 * name.T, 0.6 * before
 
     per_key = config.n_heads // config.n_kv_heads                    # query heads that share one K/V head
@@ -51,10 +51,3 @@ def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
             copy.wq.weight[columns], copy.wo.weight[:, columns] = 0.3 * name.T, 0.45 / per_key * share
     return True
 
-
-def _one_on(vector: Tensor, theta: float) -> Tensor:
-    """`vector` (E,) turned as if it stood one position later: its keys meet queries best that stand one position on."""
-    E = len(vector)
-    angles = theta ** -(torch.arange(0, E, 2) / E)                   # (E/2,)
-    a, b = vector.chunk(2)
-    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()])

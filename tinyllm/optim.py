@@ -18,7 +18,7 @@ def warmup_at(step: int, warmup_steps: int) -> float:
 def decay_at(progress: float, schedule: str, decay_share: float = 0.4) -> float:
     """Share of the peak rate at `progress` (0 at the first step, 1 at the end).
 
-    "linear": straight down to 0 (Bergsma et al. 2025, arXiv:2502.15938): best where the length of the run is known.
+    "linear": straight down to 0 (Bergsma et al. 2025, arXiv:2502.15938), for runs whose length is known.
     "trapezoid": constant, then linear to 0 over the last `decay_share` (Hägele et al. 2024, arXiv:2405.18392).
     "cosine": half a cosine down to a tenth (Loshchilov & Hutter 2016, arXiv:1608.03983).
     "one-cycle": half a cosine up from 1/25 over the first 30%, then down to almost 0 (Smith & Topin 2017,

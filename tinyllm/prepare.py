@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tinyllm import __version__, clean, corpus, schoolbook, tokenizer, world
+from tinyllm import __version__, clean, corpus, schoolbook, tokenizer, vocabulary, world
 from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings, write_atomically
 from tinyllm.corpus import Tally
 from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_shards
 from tinyllm.tokenizer import Tokenizer
 
-SAMPLE_CHARS = 2 * tokenizer.SAMPLE_CHARS
+SAMPLE_CHARS = 2 * vocabulary.SAMPLE_CHARS
 
 
 @dataclass

@@ -45,7 +45,7 @@ class SFTConfig(TrainConfig):
     lr: float = opt(3e-3, "peak learning rate of AdamW", low=0)
     muon_lr: float = opt(0.006, "peak learning rate of Muon", low=0)
     schedule: str = opt("linear", TrainConfig.__dataclass_fields__["schedule"].metadata["help"],
-                        choices=("trapezoid", "linear", "cosine"))
+                        choices=TrainConfig.__dataclass_fields__["schedule"].metadata["choices"])
     dropout: float = opt(0.1, TrainConfig.__dataclass_fields__["dropout"].metadata["help"], low=0, high=0.9)
     val_rows: int = opt(600, "held-out rows read at each validation", low=1)
     json: bool = opt(False, "print the result as JSON")

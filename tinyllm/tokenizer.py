@@ -6,11 +6,7 @@ whitespace kept, and with the 256 bytes as a fallback for what it never saw. Exp
 
 import codecs
 import collections
-import io
-import itertools
 import json
-import os
-import random
 import re
 import sys
 from collections.abc import Iterable
@@ -21,18 +17,7 @@ import sentencepiece
 
 from tinyllm import corpus
 from tinyllm.config import PRESETS, Settings, command, opt, read_command, write_atomically
-
-CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|sep|>")     # ids 4 to 7
-# Always a token of their own: newline, signs of arithmetic, and the headings that an answer with steps begins with.
-HEADINGS = {"zh": ("【推理过程】", "【最终答案】"), "en": ("[Reasoning]", "[Final answer]")}
-SPACE = "\u2581"                                                     # SentencePiece writes a space as "▁"
-WHOLE = ("\n", *"=+-*/()", *(heading.replace(" ", SPACE) for pair in HEADINGS.values() for heading in pair))
-# A word at the beginning of a line gets the space that it has everywhere else: "Frank" is one token wherever it stands,
-# so a name can be copied from the middle of a question to the beginning of an answer. Undone by decode().
-LETTER = "[A-Za-z\u00c0-\u024f\u0370-\u052f]"                         # of the scripts that put spaces between words
-ADD_SPACE = re.compile(rf"\n(?= *{LETTER})")
-DROP_SPACE = re.compile(rf"\n (?= *{LETTER})")
-SAMPLE_CHARS = 10_000_000                                            # BPE merges hardly change beyond this
+from tinyllm.vocabulary import ADD_SPACE, CONTROL, DROP_SPACE, SPACE, learn, sample
 
 
 class Tokenizer:
@@ -152,63 +137,14 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path, seed: int = 0)
     if not 300 <= vocab_size <= 65535:
         raise ValueError(f"vocab size must be 300 to 65535 (256 bytes and 20 fixed tokens come first), not "
                          f"{vocab_size}")
-    lines = _sample(texts, seed)
+    lines = sample(texts, seed)
     if not any(line.strip() for line in lines):
         raise ValueError("no text to train a tokenizer on; give --input files that contain some")
-    model = _learn(lines, vocab_size)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(learn(lines, vocab_size))
     tokenizer.save(out / "tokenizer.model")
     return tokenizer
-
-
-def _sample(texts: Iterable[str], seed: int) -> list[str]:
-    """Reservoir sample of lines (at most 1,000 characters each) of about SAMPLE_CHARS characters in all."""
-    rng, kept, chars, seen = random.Random(seed), [], 0, 0
-    for text in texts:
-        for line in ADD_SPACE.sub("\n ", text).split("\n"):
-            for start in range(0, len(line), 1000):                  # SentencePiece skips very long lines silently
-                piece, seen = line[start:start + 1000], seen + 1
-                if chars < SAMPLE_CHARS:
-                    kept.append(piece)
-                    chars += len(piece)
-                elif (slot := rng.randrange(seen)) < len(kept):
-                    chars += len(piece) - len(kept[slot])
-                    kept[slot] = piece
-    return kept
-
-
-def _learn(lines: list[str], vocab_size: int) -> bytes:
-    """The serialised model. Characters get at most half of the room, and the rarest 0.05% are spelled in bytes."""
-    counts = collections.Counter(itertools.chain.from_iterable(lines))
-    room, enough, seen, known = (vocab_size - 256 - 20) // 2, 0.9995 * counts.total(), 0, set()
-    for char, count in counts.most_common(room):
-        if seen >= enough:
-            break
-        known.add(char)
-        seen += count
-    if rare := "".join(char for char in counts if char not in known):
-        lines = [part for line in lines for part in re.split(f"[{re.escape(rare)}]", line) if part]
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, model_type="bpe",
-            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True, byte_fallback=True, split_digits=True,
-            character_coverage=1.0, max_sentence_length=8000,
-            pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="<pad>", bos_piece="<bos>", eos_piece="<eos>",
-            # control_symbols cannot be typed; user_defined_symbols can, so only harmless ones are.
-            control_symbols=list(CONTROL), user_defined_symbols=list(WHOLE), minloglevel=2,
-            num_threads=os.cpu_count() or 1)
-    except RuntimeError as error:
-        limit = re.search(r"value <= (\d+)", str(error))
-        if not limit:
-            raise
-        print(f"the corpus has only {limit[1]} distinct pieces: vocabulary lowered from {vocab_size} to {limit[1]}",
-              file=sys.stderr)
-        return _learn(lines, int(limit[1]))
-    return model.getvalue()
 
 
 # --- python -m tinyllm.tokenizer ---

@@ -103,7 +103,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
                                        weight_decay=config.weight_decay, dtype=dtype)
     optim.load_state_tensors(model, optimizers, tensors)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    loss_of = compiled(loss_fn, config)
+    loss_of = compiled(model, loss_fn, config)
     torch.set_flush_denormal(True)                                   # numbers near 1e-40 are 100 times slower
     started, before, saved_at = time.monotonic(), state.seconds, state.step
 
@@ -200,8 +200,8 @@ def _micro_batches(batch: Batch, config: TrainConfig, progress: float) -> list[B
     return [micro.cut(length) for micro in batch.split(config.batch_size)]
 
 
-def compiled(loss_fn: LossFn, config: TrainConfig) -> LossFn:
-    """`loss_fn` with the blocks of its model fused by torch.compile, where the run is long enough to win back the time.
+def compiled(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> LossFn:
+    """`loss_fn` with the blocks of `model` fused by torch.compile, where the run is long enough to win back the time.
 
     All blocks share the code that is made for the first, so this takes seconds; what is compiled does not depend on how
     many targets a batch has. Where there is no working compiler, the plain `loss_fn`, with one line on stderr.
@@ -212,25 +212,23 @@ def compiled(loss_fn: LossFn, config: TrainConfig) -> LossFn:
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         print("no C++ compiler found: training without torch.compile", file=sys.stderr)
         return loss_fn
-    stances, prepared = ["default"], set()
+    for block in (module for module in model.modules() if isinstance(module, Block)):
+        block.compile(dynamic=False)
+    plain = torch.compiler.set_stance("force_eager")(loss_fn)
+    ways = [loss_fn]
 
     def fused(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        for block in (module for module in model.modules() if isinstance(module, Block)):
-            if block not in prepared:
-                block.compile(dynamic=False)
-                prepared.add(block)
         random = torch.get_rng_state()
         try:
-            with torch.compiler.set_stance(stances[0]):
-                return loss_fn(model, batch)
+            return ways[0](model, batch)
         except RuntimeError as error:
-            torch.set_rng_state(random)                              # the failed attempt may have drawn for dropout
-            if stances[0] == "force_eager":
+            if ways[0] is plain:
                 raise
             said = " ".join(filter(None, str(error).splitlines()[:2]))        # torch names itself first, then the cause
             print(f"torch.compile failed ({said}): training without it", file=sys.stderr)
-            stances[0] = "force_eager"
-            return fused(model, batch)
+            torch.set_rng_state(random)                              # the failed attempt may have drawn for dropout
+            ways[0] = plain
+            return plain(model, batch)
 
     return fused
 
