@@ -41,10 +41,16 @@ def attention(model, tokens, layer):
     return (q @ k.mT / block.head_dim ** 0.5).masked_fill(~mask, -torch.inf).softmax(-1)
 
 
-def test_the_first_block_looks_one_token_back():
-    """Whatever the tokens are: the head reads what all of them have in common, so only distance is left."""
-    weights = attention(fresh(), repeated(8, 0), layer=0)[:, 0]      # (B, T, T)
-    assert (weights[:, 1:].argmax(-1) == torch.arange(39)).float().mean() > 0.9
+def looks_back(model):
+    """Share of positions at which head h of the first block looks most at the token h + 1 before, head by head."""
+    weights = attention(model, repeated(8, 0), layer=0)              # (B, H, T, T)
+    return [(weights[:, head, head + 1:].argmax(-1) == torch.arange(39 - head)).float().mean().item()
+            for head in range(weights.shape[1])]
+
+
+def test_the_heads_of_the_first_block_look_one_two_three_and_four_tokens_back():
+    """Whatever the tokens are: the heads read what all of them have in common, so only distance is left."""
+    assert len(looks_back(fresh())) == 4 and min(looks_back(fresh())) > 0.9
 
 
 def test_the_second_block_finds_what_followed_last_time():
@@ -53,7 +59,7 @@ def test_the_second_block_finds_what_followed_last_time():
     weights = attention(fresh(), tokens, layer=1)                    # (B, H, T, T)
     second = torch.arange(20, 40)
     followed = weights[:, :, second, second - 19]
-    assert (followed.mean() > 8 / 40)                                # several times what looking anywhere would give
+    assert followed.mean() > 0.3                                     # looking anywhere would give 1/40
 
 
 def second_half(step):
@@ -77,9 +83,7 @@ def test_copying_is_learnt_in_a_fraction_of_the_steps():
 @pytest.mark.parametrize("change", [{"n_kv_heads": 2}, {"qk_norm": False}, {"n_heads": 2, "n_kv_heads": 1}])
 def test_every_shape_of_attention_can_hold_the_circuit(change):
     """Shared keys and values, or no normalisation of them: the first block looks back all the same."""
-    model = fresh(dataclasses.replace(CONFIG, **change))
-    weights = attention(model, repeated(8, 0), layer=0)[:, 0]
-    assert (weights[:, 1:].argmax(-1) == torch.arange(39)).float().mean() > 0.9
+    assert min(looks_back(fresh(dataclasses.replace(CONFIG, **change)))) > 0.9
 
 
 def test_a_model_too_small_for_it_stays_as_it_was():

@@ -1,9 +1,10 @@
-"""Heads a model begins with: one that looks one token back, and some that copy what followed the last time.
+"""Heads a model begins with: in the first block some that look one, two, three ... tokens back, in the second some that
+copy what followed the last time.
 
 Together they continue "Tang Yan is older ... Max > Tang" with "Yan": an induction head (Elhage et al. 2021, "A
-Mathematical Framework for Transformer Circuits"; Olsson et al. 2022, arXiv:2209.11895). Every model finds it, but
-after millions of tokens; until then no name of a question reaches the answer. Here it stands in the random weights, and
-training may change it at will. In and out: a fresh model. Explained by tests/test_induction.py.
+Mathematical Framework for Transformer Circuits"; Olsson et al. 2022, arXiv:2209.11895). And at the "=" of "17+5=" all
+that the sum needs is in one place. Every model finds both, after millions of tokens; here they stand in the random
+weights, and training may change them at will. In and out: a fresh model. Explained by tests/test_induction.py.
 Shapes: D width, E head width, H heads, K key/value heads.
 """
 
@@ -18,8 +19,9 @@ N_PAIRS = 5                                                          # the faste
 def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
     """Writes an induction circuit into the first two blocks; False, and nothing changes, if they have no room for it.
 
-    In block 0, head 0 finds the token before and writes it where block 1 expects it. In block 1 every head asks "behind
-    which token like me did it stand?" and copies the token it finds to the output, each a share of it.
+    In block 0, head h finds the token h + 1 before. What the first one finds is written where block 1 expects it. In
+    block 1 every head asks "behind which token like me did it stand?" and copies the token it finds to the output, each
+    a share of it.
     """
     config, D, E = model.config, model.config.dim, model.config.head_dim
     if config.n_layers < 2 or 2 * E > D:
@@ -37,17 +39,29 @@ def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
 
     back, copy = model.blocks[0].attention, model.blocks[1].attention
     here = (torch.arange(E) % (E // 2) < N_PAIRS).float()            # (E,)
-    cos, sin = rope_tables(2, E, config.rope_theta)                  # a key one position on meets the query there
-    one_on = rotate(here[None, None, None], cos[1:], sin[1:])[0, 0, 0]               # (E,)
-    back.wq.weight[:E], back.wk.weight[:E] = 0.3 * torch.outer(here, common), 0.3 * torch.outer(one_on, common)
-    back.wv.weight[:E], back.wo.weight[:, :E] = 0.6 * name.T, 0.6 * before
+    back.wk.weight[:] = 0.3 * torch.outer(here, common).repeat(config.n_kv_heads, 1)
+    back.wv.weight[:] = 0.6 * name.T.repeat(config.n_kv_heads, 1)
+    cos, sin = rope_tables(config.n_heads + 1, E, config.rope_theta)
+    taken = torch.linalg.qr(torch.cat([common[:, None], name, before], dim=1))[0]    # (D, 1 + 2E)
+    for head in range(config.n_heads):
+        rows, far = slice(E * head, E * (head + 1)), slice(head + 1, head + 2)
+        there = rotate(here[None, None, None], cos[far], -sin[far])[0, 0, 0]         # (E,) meets a key head + 1 before
+        back.wq.weight[rows] = 0.3 * torch.outer(there, common)
+        place = draw(D, E)
+        if D > 3 * E:                                                # room that says neither which token nor the last
+            place -= taken @ (taken.T @ place)
+        place = before if head == 0 else torch.linalg.qr(place)[0]
+        # About as long as an embedding, 0.02 * sqrt(D), so that both are heard.
+        back.wo.weight[:, rows] = (0.15 if head == 0 else 0.06) * place
 
+    # Which token it is must not depend on how far away it stands: only the half of the pairs that turn slowly tells.
+    slow = (torch.arange(E) % (E // 2) >= E // 4).float()[:, None]   # (E, 1)
     per_key = config.n_heads // config.n_kv_heads                    # query heads that share one K/V head
     for key in range(config.n_kv_heads):
         rows, share = slice(E * key, E * (key + 1)), torch.linalg.qr(draw(D, E))[0]  # (D, E)
-        copy.wk.weight[rows], copy.wv.weight[rows] = 0.3 * before.T, 0.45 * share.T
+        copy.wk.weight[rows], copy.wv.weight[rows] = 0.3 * slow * before.T, 0.45 * share.T
         for query in range(per_key * key, per_key * (key + 1)):
             columns = slice(E * query, E * (query + 1))
-            copy.wq.weight[columns], copy.wo.weight[:, columns] = 0.3 * name.T, 0.45 / per_key * share
+            copy.wq.weight[columns], copy.wo.weight[:, columns] = 0.3 * slow * name.T, 0.45 / per_key * share
     return True
 
