@@ -13,10 +13,11 @@ from fractions import Fraction
 import pytest
 
 from tinyllm import problems, reading
+from tinyllm.arithmetic import in_digits, operation, rewritten
 from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.overlap import overlap, shape
 from tinyllm.problems import FAMILIES, instruction, normalise, problem, split_of
-from tinyllm.telling import tell
+from tinyllm.telling import spaced, tell
 from tinyllm.wordings import choices, draw, schemas
 
 N = 60                                # problems of each family and language that are checked
@@ -84,7 +85,40 @@ def test_a_sum_is_what_python_makes_of_it(sample, family):
     for row in of(sample, family):
         if re.search(r"\d ?[-+*/×÷]", row.user):                  # else told in words, and solved again below
             assert exact(normalise(row.user)) == int(row.final), row
-        assert family != "expression" or all(abs(exact(equalities(step)[1])) <= 9999 for step in row.steps)
+        if family == "expression":
+            assert all(abs(exact(step.split("=")[-1])) <= 9999 for step in row.steps), row
+
+
+def test_the_line_between_two_steps_is_what_remains_of_the_expression(sample):
+    """Half worked out, an expression is still worth the same; and the next step stands in the line above it."""
+    assert rewritten("2*(3+4)-6/3") == (["3+4=7", "2*7-6/3", "2*7=14", "14-6/3", "6/3=2", "14-2=12"], 12)
+    assert rewritten("2-(3-9)*2") == (["3-9=-6", "2-(-6)*2", "-6*2=-12", "12+2=14", "2-(-12)=14"], 14)
+    remaining = [(line, row) for row in of(sample, "expression") for line in row.steps if "=" not in line]
+    assert len(remaining) > 20 and all(exact(line) == int(row.final) for line, row in remaining)
+
+
+def test_a_step_needs_one_digit_at_a_time():
+    """A model learns the tables of one-digit numbers soon and those of two-digit numbers late: no step of a sum has
+    two digits other than 0 on both sides."""
+    assert in_digits("+", 347, 58) == ["347+50=397", "397+8=405"] and in_digits("-", 405, 5) == []
+    assert in_digits("*", 78, 6) == ["70*6=420", "8*6=48", "420+40=460", "460+8=468"]
+    rng = random.Random(0)
+    for _ in range(500):
+        sign, a, b = rng.choice("+-*"), rng.randint(0, 999), rng.randint(0, 99)
+        a, b = (a, b) if sign != "-" else (max(a, b), min(a, b))
+        lines = operation(sign, a, b, exact(f"{a}{sign}{b}"))
+        assert int(lines[-1].split("=")[1]) == exact(f"{a}{sign}{b}")
+        for line in lines:
+            left, does, right = re.split(r"([-+*])", line.split("=")[0])
+            simple = [number for number in (left, right) if len(number.rstrip("0")) < 2]
+            needed = {"+": simple, "-": right in simple, "*": len(simple) == 2}[does]
+            assert needed or min(a, b) < 2, (a, sign, b, line)
+
+
+def test_in_chinese_a_word_of_a_step_is_the_token_it_was_in_the_question(sample):
+    """A space before it would make another token of it, and what a model has not read it cannot copy."""
+    for row in itertools.chain(*(sample[family, "zh", split] for family in FAMILIES for split in ("train", "harder"))):
+        assert not re.search(r" [\u3400-\u9fff]", row.cot + row.final), row
 
 
 def test_a_solution_fulfils_its_equation(sample):
@@ -201,15 +235,15 @@ def test_an_order_follows_from_the_sentences(sample):
             assert less or re.search(MORE, bare), sentence
             first, second = reversed(named) if less else named
             above.setdefault(first, []).append(second)
-        chain = row.steps[-1].split(" > ")
+        chain = re.split(" ?> ?", row.steps[-1])
         row_names = [chain[0]]
         while row_names[-1] in above:
             below, = above[row_names[-1]]
             row_names.append(below)
         assert row_names == chain, row
-        climb = row.steps[-2].split(" < ")                       # from the first fact up to the first of the row
-        assert climb == chain[:len(climb)][::-1] and row.steps[0].startswith(climb[0] + " > "), row
-        assert row.final in (*chain, ", ".join(chain), "yes", "no", "是", "不是")
+        climb = re.split(" ?< ?", row.steps[-2])                 # from the first fact up to the first of the row
+        assert climb == chain[:len(climb)][::-1] and re.split(" ?> ?", row.steps[0])[0] == climb[0], row
+        assert row.final in (*chain, spaced(", ", row.language).join(chain), "yes", "no", "是", "不是")
 
 
 def test_numbers_are_sorted_as_python_sorts_them(sample):
@@ -222,7 +256,8 @@ def test_numbers_are_sorted_as_python_sorts_them(sample):
             "to the largest", row.user)
         ranked = sorted(given, reverse=down)
         place = 1 if re.search("second|第二", row.user) else 0
-        assert row.final == (", ".join(map(str, ranked)) if len(row.final.split(", ")) > 1 else str(ranked[place])), row
+        comma = spaced(", ", row.language)
+        assert row.final == (comma.join(map(str, ranked)) if comma in row.final else str(ranked[place])), row
 
 
 def continuations(a):
@@ -272,12 +307,14 @@ def test_reading_answers_come_from_the_record_of_events(sample):
     for row in of(sample, "reading"):
         events = [event for told in row.told for event in told.events]
         assert row.told, row
-        if row.steps[0].startswith("1: "):
-            assert row.final == row.steps[0][3:] and row.final in row.user and row.steps[1][3:] in row.user
+        mark = spaced(": ", row.language)
+        if row.steps[0].startswith(f"1{mark}"):
+            first, second = (step.split(mark, 1)[1] for step in row.steps)
+            assert row.final == first and first in row.user and second in row.user
             continue
         if len(row.steps) == 3:
             counts = {event.count for event in events}
-            had, gave = (int(step.split("：" if row.language == "zh" else ": ")[1]) for step in row.steps[:2])
+            had, gave = (int(step.split(mark)[1]) for step in row.steps[:2])
             assert {had, gave} <= counts and int(row.final) == had - gave
             continue
         quoted = [event for event in events if event.text == row.steps[0]]
@@ -381,7 +418,7 @@ def test_most_problems_are_short_and_have_few_steps(sample):
     """nano reads 256 tokens: question, steps and answer should fit."""
     for (family, language, split), rows in sample.items():
         steps = [len(row.steps) for row in rows]
-        assert max(steps) <= (8 if split == "train" else 16), (family, language, split)
+        assert max(steps) <= (16 if split == "train" else 24), (family, language, split)
         assert sum(steps) / len(steps) >= 1.9, (family, language)
 
 

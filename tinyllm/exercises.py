@@ -9,11 +9,11 @@ import random
 import re
 from collections.abc import Callable
 
-from tinyllm.arithmetic import value_of, worked
+from tinyllm.arithmetic import rewritten, value_of, worked
 from tinyllm.grammar import polished
 from tinyllm.lexicon import name, word
 from tinyllm.reading import reading
-from tinyllm.telling import Exercise, listed, tell, tell_chain, tell_relations
+from tinyllm.telling import Exercise, listed, spaced, tell, tell_chain, tell_relations
 from tinyllm.wordings import Schema, ask, choices, pick, schemas
 
 # ---- 1, 2: arithmetic ----------------------------------------------------------------------------------------------
@@ -44,9 +44,10 @@ def expression(rng: random.Random, language: str, split: str) -> Exercise:
         return tell(rng.choice(schemas()["sum-words/"]), rng, language)
     while True:
         text = _expression(rng, rng.randint(5, 6) if hard else rng.choice((2, 3, 3, 4, 4, 4)), hard)
-        steps, value = worked(text)
-        results = [value_of(step.rsplit("=", 1)[1]) for step in steps]
-        if not steps or len(steps) > 8 or any(abs(result) > 9999 or result != int(result) for result in results):
+        steps, value = rewritten(text)
+        results = [value_of(step.rsplit("=", 1)[-1]) for step in steps]
+        if not steps or len(steps) > (20 if hard else 16) or any(abs(result) > 9999 or result != int(result)
+                                                                for result in results):
             continue
         shown = text.replace("*", "×").replace("/", "÷") if rng.random() < 0.3 else text
         shown = re.sub(r"([-+*/×÷])", r" \1 ", shown) if rng.random() < 0.25 else shown
@@ -64,7 +65,7 @@ def column(rng: random.Random, language: str, split: str) -> Exercise:
     a, b = (rng.randint(low, 10 ** digits - 1) for _ in range(2))
     if sign == "*":
         a = rng.randint(*((100, 999) if hard else rng.choice([(11, 99), (100, 999)])))
-        b = rng.randint(11, 999 if hard else 99) if a < 100 or hard else rng.randint(2, 9)
+        b = rng.randint(11, 99) if a < 100 or hard else rng.randint(2, 9)
     elif sign == "-" and a < b:
         a, b = b, a
     steps = {"+": _add_columns, "-": _subtract_columns, "*": _multiply_columns}[sign](a, b)
@@ -103,9 +104,9 @@ def _multiply_columns(a: int, b: int) -> list[str]:
         return worked(f"{a}*{b}")[0]
     steps, carry = [], 0
     for x in _digits(a):
-        total = x * b + carry
-        steps.append(f"{x}*{b}{f'+{carry}' if carry else ''}={total}")
-        carry = total // 10
+        steps.append(f"{x}*{b}={x * b}")
+        steps += [f"{x * b}+{carry}={x * b + carry}"] if carry else []
+        carry = (x * b + carry) // 10
     return [*steps, f"{a}*{b}={a * b}"]
 
 
@@ -159,8 +160,9 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
     called = lambda person: word(person, "", language, None)
     # The first stands nowhere on the right, which is hard to see at once; from anybody it is a walk, fact by fact.
     climb = people[people.index(pairs[0][0])::-1]
-    steps = [*(f"{called(a)} > {called(b)}" for a, b in pairs), " < ".join(map(called, climb)),
-             " > ".join(map(called, people))]
+    over, under = spaced(" > ", language), spaced(" < ", language)
+    steps = [*(called(a) + over + called(b) for a, b in pairs), under.join(map(called, climb)),
+             over.join(map(called, people))]
     k, kind = rng.randint(2, n - 1), rng.choice(("most", "least", "place", "whole", "compare"))
     if kind == "compare":
         i, j = rng.sample(range(n), 2)
@@ -168,7 +170,7 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
     else:
         roles = {"k": ORDINALS[language][k - 1]}
         final = called(people[{"most": 0, "least": -1, "place": k - 1}.get(kind, 0)]) if kind != "whole" else \
-            ", ".join(map(called, people))
+            spaced(", ", language).join(map(called, people))
     question = {"most": most, "least": least, "place": place, "whole": whole, "compare": compare}[kind]
     question = pick(question, roles, language, rng)
     sentences = [question, *sentences] if rng.random() < 0.15 else [*sentences, question]
@@ -192,14 +194,14 @@ def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
     down, kind = rng.random() < 0.5, rng.choice(("all", "all", "ends", "second"))
     ranked = sorted(numbers, reverse=down)
     shown = listed([str(number) for number in numbers], language) if rng.random() < 0.5 else \
-        ", ".join(map(str, numbers)) if language == "en" else "，".join(map(str, numbers))
+        spaced(", ", language).join(map(str, numbers))
     question = ask(f"sort/{kind}-{'down' if down else 'up'}", {"e": shown}, language, rng)
     needed = {"all": len(numbers), "ends": 1, "second": 2}[kind]
     left, steps = list(numbers), []
     for value in ranked[:needed]:
         steps.append(" ".join(map(str, left)) + f" -> {value}")
         left.remove(value)
-    return question, steps, ", ".join(map(str, ranked)) if kind == "all" else str(ranked[needed - 1])
+    return question, steps, spaced(", ", language).join(map(str, ranked)) if kind == "all" else str(ranked[needed - 1])
 
 
 # ---- 8: sequences, clock, calendar ---------------------------------------------------------------------------------
@@ -255,7 +257,7 @@ def _weekday(rng: random.Random, language: str, hard: bool) -> Exercise:
     days = [name(key, language) for key in DAYS]
     steps = [f"{n // 7}*7={n // 7 * 7}", f"{n}-{n // 7 * 7}={n % 7}"] if n > 6 else []
     row = [days[(day + (-k if back else k)) % 7] for k in range(n % 7 + 1)]
-    steps += [" ".join(f"{k} {step}" for k, step in enumerate(row))]
+    steps += [spaced(", ", language).join(f"{k}{spaced(' ', language)}{step}" for k, step in enumerate(row))]
     roles = {"D": days[day], "n": n, "A": rng.choice(choices("person"))}
     return ask(f"calendar/{'back' if back else 'on'}", roles, language, rng), steps, row[-1]
 

@@ -30,11 +30,11 @@ from tinyllm.telling import answer_of, worded
 from tinyllm.wordings import Schema, ask, choices, draw, schemas
 
 SPLITS = {"val": 0, "test": 1, "harder": 2}       # hash of the question modulo 10; the other seven belong to train
-# Short, for every token counts; empty half of the time, as most users give none.
-SYSTEMS = {"en": ["", "", "", "You are a helpful assistant.", "Think step by step.", "Write down each step."],
-           "zh": ["", "", "", "你是一个有用的助手。", "请一步一步地想。", "先写步骤，再写答案。"]}
-PLAIN_SYSTEMS = {"en": ["", "", "", "You are a helpful assistant.", "Answer the question.", "Answer briefly."],
-                 "zh": ["", "", "", "你是一个有用的助手。", "请回答问题。", "请简短回答。"]}
+# Short, and empty three times in four: most users give none, and every token costs time.
+SYSTEMS = {"en": [*[""] * 9, "You are a helpful assistant.", "Think step by step.", "Write down each step."],
+           "zh": [*[""] * 9, "你是一个有用的助手。", "请一步一步地想。", "先写步骤，再写答案。"]}
+PLAIN_SYSTEMS = {"en": [*[""] * 9, "You are a helpful assistant.", "Answer the question.", "Answer briefly."],
+                 "zh": [*[""] * 9, "你是一个有用的助手。", "请回答问题。", "请简短回答。"]}
 
 
 # How often a family is drawn for training: what is hard for a small model comes more often than what it knows soon.

@@ -12,14 +12,14 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllm import checkpoint, plot, prepare, problems
+from tinyllm import checkpoint, plot, prepare, problems, tokenizer
 from tinyllm.config import PRESETS, Settings, command, opt, read_settings
 from tinyllm.cot_sft import CoTConfig, cot_sft
 from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
 from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
 from tinyllm.pretrain import PretrainConfig, pretrain
 from tinyllm.report import by_group, grid, percent
-from tinyllm.sft import SFTConfig, sft
+from tinyllm.sft import SFTConfig, read_files, sft
 
 STORY = "Once upon a time, Little Bear"
 QUESTION = "计算：12*(3+4)-10"
@@ -66,8 +66,8 @@ def quickstart(config: QuickstartConfig) -> dict:
     with part("1. texts and questions: a world, a schoolbook, a vocabulary", seconds):
         write_problems(config)
         report = prepare.prepare(prepare.PrepareConfig(
-            out=config.data, preset="nano", vocab_size=PRESETS["nano"]["vocab_size"], seed=config.seed,
-            world_documents=config.documents, restart=config.restart))
+            out=config.data, preset="nano", seed=config.seed, world_documents=config.documents, restart=config.restart,
+            tokenizer=learn_words(config)))
         print(prepare.table(report))
     shared = {"seed": config.seed, "restart": config.restart, "val_every": 300}
     minutes = {stage: config.minutes * share for stage, share in SHARES.items()}
@@ -75,9 +75,9 @@ def quickstart(config: QuickstartConfig) -> dict:
         results["pretrain"] = pretrain(PretrainConfig(
             preset="nano", **PRESETS["nano"], data=config.data, out=str(out / "pretrain"), start_context=0,
             val_tokens=20_000, max_minutes=minutes["pretrain"], **shared))
-        model, tokenizer = checkpoint.load(out / "pretrain")
+        model, words = checkpoint.load(out / "pretrain")
         settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
-        print(f"[{STORY}]" + printable("".join(continue_text(model, tokenizer, STORY, settings))))
+        print(f"[{STORY}]" + printable("".join(continue_text(model, words, STORY, settings))))
     with part("3. SFT: answer instead of continuing", seconds):
         results["sft"] = sft(SFTConfig(
             data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
@@ -94,13 +94,13 @@ def quickstart(config: QuickstartConfig) -> dict:
         questions = read_questions(data / "cot_test.jsonl", config.questions)
         settings = EvaluateConfig(self_consistency=config.self_consistency, seed=config.seed)
         for stage in SHARES:
-            model, tokenizer = checkpoint.load(out / stage)
-            answered = ask(model, tokenizer, questions, settings, is_chat=stage != "pretrain", label=stage)
+            model, words = checkpoint.load(out / stage)
+            answered = ask(model, words, questions, settings, is_chat=stage != "pretrain", label=stage)
             test[stage] = grouped(answered)
     with part("6. one question, several attempts, one vote", seconds):
         print(f"{QUESTION}\n")
         settings = GenerateConfig(self_consistency=config.self_consistency, seed=config.seed)
-        answer(model, tokenizer, conversation(settings, QUESTION), settings)
+        answer(model, words, conversation(settings, QUESTION), settings)
     return {"seconds": seconds, "results": results, "test": test}
 
 
@@ -112,6 +112,17 @@ def write_problems(config: QuickstartConfig) -> None:
     if config.restart:
         (Path(config.data) / "problems.json").unlink(missing_ok=True)
     problems.write_once(wanted)
+
+
+def learn_words(config: QuickstartConfig) -> str:
+    """The folder of a vocabulary learnt from the questions and their answers, so that a name or a thing is one token in
+    most of them; learnt once."""
+    folder = Path(config.data) / "words"
+    if config.restart or not (folder / "tokenizer.model").is_file():
+        rows = read_files([str(Path(config.data) / f"{kind}_train.jsonl") for kind in ("cot", "sft")])
+        texts = ("\n".join(message["content"] for message in row.messages) for row in rows)
+        tokenizer.train(texts, PRESETS["nano"]["vocab_size"], folder, config.seed)
+    return str(folder)
 
 
 def table(report: dict) -> str:

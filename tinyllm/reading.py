@@ -10,7 +10,7 @@ import random
 from tinyllm import world
 from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, concepts, name
-from tinyllm.telling import Exercise, answer_of, labelled, steps_of
+from tinyllm.telling import Exercise, answer_of, labelled, spaced, steps_of
 from tinyllm.wordings import Schema, ask, pick, schemas
 
 
@@ -49,7 +49,8 @@ def _about_two(rng: random.Random, language: str, passage: str, events: list[wor
     if two[0][1].order == two[1][1].order or deeds[0] == deeds[1]:
         return None
     x, y = rng.sample(deeds, 2)
-    return ask("first", {"x": x, "y": y}, language, rng), [f"1: {deeds[0]}", f"2: {deeds[1]}"], deeds[0]
+    steps = [f"{k}{spaced(': ', language)}{deed}" for k, deed in enumerate(deeds, 1)]
+    return ask("first", {"x": x, "y": y}, language, rng), steps, deeds[0]
 
 
 def _about_rest(rng: random.Random, language: str, passage: str, events: list[world.Event]) -> Exercise | None:

@@ -58,14 +58,21 @@ def steps_of(steps: list, roles: dict, language: str) -> list[str]:
             lines.append(prefix + say(template(expression[1:], language, {}), roles, language, NO_CHOICE, words=0))
             continue
         work, value = worked(expression, roles)
-        lines += [*work[:-1], prefix + work[-1]] if work else [f"{prefix}{value}"]
+        first, *rest = work or [str(value)]
+        lines += [prefix + first, *rest]
     return lines
+
+
+def spaced(sign: str, language: str) -> str:
+    """" > ", ", ", ": " in English; >，： in Chinese, where a word behind a space would be another token than in the
+    question, which no model can copy."""
+    return sign if language == "en" else sign.strip().translate(str.maketrans(",:", "，："))
 
 
 def labelled(label: str, roles: dict, language: str) -> str:
     """What a step is about, with its colon; empty stays empty."""
     text = say(template(label, language, {}), roles, language, NO_CHOICE, words=0) if label else ""
-    return text + (": " if language == "en" else "：") if text else ""
+    return text + spaced(": ", language) if text else ""
 
 
 def answer_of(schema: Schema, roles: dict, language: str, rng: random.Random) -> str:
