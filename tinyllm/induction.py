@@ -19,9 +19,9 @@ N_PAIRS = 5                                                          # the faste
 def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
     """Writes an induction circuit into the first two blocks; False, and nothing changes, if they have no room for it.
 
-    In block 0, head h finds the token h + 1 before. What the first one finds is written where block 1 expects it. In
-    block 1 every head asks "behind which token like me did it stand?" and copies the token it finds to the output, each
-    a share of it.
+    In block 0, head h of the first half finds the token h + 1 before; the other half stays random. What the first one
+    finds is written where block 1 expects it. In block 1 every head asks "behind which token like me did it stand?" and
+    copies the token it finds to the output, each a share of it.
     """
     config, D, E = model.config, model.config.dim, model.config.head_dim
     if config.n_layers < 2 or 2 * E > D:
@@ -38,15 +38,18 @@ def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
     # ... says which one it is, and where it says which one stood before it.
 
     back, copy = model.blocks[0].attention, model.blocks[1].attention
+    n_back, n_keys = (max(1, n // 2) for n in (config.n_heads, config.n_kv_heads))
+    for weight in (back.wq.weight[:n_back * E], back.wk.weight[:n_keys * E], copy.wq.weight, copy.wk.weight):
+        weight *= 0.1                  # what stays random is quiet, but not 0: a score of 0 * 0 has no gradient either
     here = (torch.arange(E) % (E // 2) < N_PAIRS).float()            # (E,)
-    back.wk.weight[:] = 0.3 * torch.outer(here, common).repeat(config.n_kv_heads, 1)
-    back.wv.weight[:] = 0.6 * name.T.repeat(config.n_kv_heads, 1)
+    back.wk.weight[:n_keys * E] += 0.3 * torch.outer(here, common).repeat(n_keys, 1)
+    back.wv.weight[:n_keys * E] = 0.6 * name.T.repeat(n_keys, 1)
     cos, sin = rope_tables(config.n_heads + 1, E, config.rope_theta)
     taken = torch.linalg.qr(torch.cat([common[:, None], name, before], dim=1))[0]    # (D, 1 + 2E)
-    for head in range(config.n_heads):
+    for head in range(n_back):
         rows, far = slice(E * head, E * (head + 1)), slice(head + 1, head + 2)
         there = rotate(here[None, None, None], cos[far], -sin[far])[0, 0, 0]         # (E,) meets a key head + 1 before
-        back.wq.weight[rows] = 0.3 * torch.outer(there, common)
+        back.wq.weight[rows] += 0.3 * torch.outer(there, common)
         place = draw(D, E)
         if D > 3 * E:                                                # room that says neither which token nor the last
             place -= taken @ (taken.T @ place)
@@ -59,9 +62,11 @@ def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
     per_key = config.n_heads // config.n_kv_heads                    # query heads that share one K/V head
     for key in range(config.n_kv_heads):
         rows, share = slice(E * key, E * (key + 1)), torch.linalg.qr(draw(D, E))[0]  # (D, E)
-        copy.wk.weight[rows], copy.wv.weight[rows] = 0.3 * slow * before.T, 0.45 * share.T
+        copy.wk.weight[rows] += 0.3 * slow * before.T
+        copy.wv.weight[rows] = 0.45 * share.T
         for query in range(per_key * key, per_key * (key + 1)):
             columns = slice(E * query, E * (query + 1))
-            copy.wq.weight[columns], copy.wo.weight[:, columns] = 0.3 * slow * name.T, 0.45 / per_key * share
+            copy.wq.weight[columns] += 0.3 * slow * name.T
+            copy.wo.weight[:, columns] = 0.45 / per_key * share
     return True
 
