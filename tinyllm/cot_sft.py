@@ -4,14 +4,13 @@ In: rows with a rationale, plain rows mixed in at a set share, and the checkpoin
 stage 2 with other rows. Explained by tests/test_sft.py.
 """
 
-import json
 import random
 import sys
 from dataclasses import dataclass
 
-from tinyllm import checkpoint, plot
+from tinyllm import checkpoint
 from tinyllm.config import command, opt, read_settings
-from tinyllm.pretrain import table
+from tinyllm.pretrain import show
 from tinyllm.sft import Row, SFTConfig, default_files, fine_tune, read_files, split_off
 
 
@@ -58,9 +57,7 @@ def cot_sft(config: CoTConfig) -> dict:
 @command
 def main(argv: list[str] | None = None) -> None:
     config = read_settings(CoTConfig, "python -m tinyllm.cot_sft", argv)
-    result = cot_sft(config)
-    plot.draw_losses(config.out)
-    print(json.dumps(result) if config.json else table(result))
+    show(cot_sft(config), config)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tinyllm import checkpoint, plot, prepare
+from tinyllm import checkpoint, parallel, plot, prepare
 from tinyllm.config import command, opt, part, read_settings
 from tinyllm.data import PackedRows, TokenFiles, held_out
 from tinyllm.induction import plant_induction
@@ -31,6 +31,8 @@ class PretrainConfig(ModelConfig, TrainConfig):
       python -m tinyllm.pretrain --preset nano --max-minutes 10
       python -m tinyllm.prepare --input my_books/ --out data/books
       python -m tinyllm.pretrain --data data/books --out checkpoints/books --max-minutes 480
+    Several processes share the rows of each step:
+      torchrun --nproc_per_node 2 -m tinyllm.pretrain
     """
 
     preset: str = opt("base", "shape of the model; single flags such as --n-layers win over it",
@@ -51,7 +53,9 @@ class PretrainConfig(ModelConfig, TrainConfig):
 
 def pretrain(config: PretrainConfig) -> dict:
     """Trains as `config` says and returns the result."""
-    prepare_world_if_missing(config)
+    parallel.start()
+    with parallel.first_alone():
+        prepare_world_if_missing(config)
     tokens, val_tokens = (TokenFiles(config.data, split) for split in ("train", "val"))
     tokenizer = Tokenizer.load(config.data)
     shape = part(ModelConfig, config)
@@ -103,12 +107,17 @@ def table(rows: dict) -> str:
     return "\n".join(f"{name.replace('_', ' '):20}{value}" for name, value in shown.items())
 
 
+def show(result: dict, config: PretrainConfig) -> None:
+    """Draws the curve and prints the result; of several processes, one does."""
+    if parallel.rank() == 0:
+        plot.draw_losses(config.out)
+        print(json.dumps(result) if config.json else table(result))
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     config = read_settings(PretrainConfig, "python -m tinyllm.pretrain", argv)
-    result = pretrain(config)
-    plot.draw_losses(config.out)
-    print(json.dumps(result) if config.json else table(result))
+    show(pretrain(config), config)
 
 
 if __name__ == "__main__":

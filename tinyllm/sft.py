@@ -5,7 +5,6 @@ end token are learnt. `fine_tune` is the stage itself; cot_sft.py calls it with 
 tests/test_sft.py.
 """
 
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyllm import chat, checkpoint, plot, problems
+from tinyllm import chat, checkpoint, parallel, problems
 from tinyllm.config import command, opt, read_settings
 from tinyllm.data import Example, PackedExamples
-from tinyllm.pretrain import summary, table
+from tinyllm.pretrain import show, summary
 from tinyllm.stage import run_stage
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import TrainConfig
@@ -82,11 +81,17 @@ def to_examples(rows: Sequence[Row], tokenizer: Tokenizer, context: int) -> tupl
 def default_files(kinds: Sequence[str], split: str, folder: str = "data") -> list[str]:
     """The generated files of these kinds, written first when they are missing."""
     paths = [Path(folder) / f"{kind}_{split}.jsonl" for kind in kinds]
+    parallel.start()
+    with parallel.first_alone():
+        _write_if_missing(paths, folder)
+    return list(map(str, paths))
+
+
+def _write_if_missing(paths: list[Path], folder: str) -> None:
     if not all(path.is_file() for path in paths):
         print(f"no {' or '.join(path.name for path in paths if not path.is_file())} in {folder}: writing the built-in "
               "problems first", file=sys.stderr)
         problems.write(problems.ProblemsConfig(out=folder))
-    return list(map(str, paths))
 
 
 def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -101,6 +106,7 @@ def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list
 
 def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> dict:
     """Trains the checkpoint `config.init` on `train_rows`; returns the result, with the validation loss by family."""
+    parallel.start()
     model, tokenizer = checkpoint.load(config.init)
     context = model.config.context
     examples, dropped = to_examples(train_rows, tokenizer, context)
@@ -137,9 +143,7 @@ def sft(config: SFTConfig) -> dict:
 @command
 def main(argv: list[str] | None = None) -> None:
     config = read_settings(SFTConfig, "python -m tinyllm.sft", argv)
-    result = sft(config)
-    plot.draw_losses(config.out)
-    print(json.dumps(result) if config.json else table(result))
+    show(sft(config), config)
 
 
 if __name__ == "__main__":

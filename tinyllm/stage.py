@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from tinyllm import checkpoint
+from tinyllm import checkpoint, parallel
 from tinyllm.config import from_dict, read_json
 from tinyllm.data import Batch
 from tinyllm.model import TinyLLM
@@ -33,18 +33,21 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
     With `bytes_per_token` of the validation text, validation rows also carry bits per byte. Ctrl-C and SIGTERM finish
     the step, save and raise KeyboardInterrupt.
     """
-    folder = Path(folder)
-    with checkpoint.lock(folder), _stop_on_signal() as stop:
-        resume = None if config.restart else load_run(folder, model, tokenizer)
-        if config.restart:
-            for old in [*folder.glob("step-*"), *folder.glob("damaged-step-*")]:
-                shutil.rmtree(old)
+    folder, leads = Path(folder), parallel.rank() == 0
+    with checkpoint.lock(folder) if leads else contextlib.nullcontext(), _stop_on_signal() as stop:
+        with parallel.first_alone():
+            if config.restart and leads:
+                for old in [*folder.glob("step-*"), *folder.glob("damaged-step-*")]:
+                    shutil.rmtree(old)
+            resume = None if config.restart else load_run(folder, model, tokenizer)
         step = resume[0].step if resume else 0
-        if resume:
+        if resume and leads:
             print(f"resuming {folder} at step {step:,}", file=sys.stderr)
-            if resume[0].progress(config) >= 1:
-                print("it has already reached its limit: raise the limit to go on, or --restart", file=sys.stderr)
-                return resume[0]
+        if resume and resume[0].progress(config) >= 1:
+            print("it has already reached its limit: raise the limit to go on, or --restart", file=sys.stderr)
+            return resume[0]
+        if not leads:                                                # process 0 shows, logs and saves for all
+            return train(model, batch_at, config, val=val, loss_fn=loss_fn, resume=resume)
         with _open_metrics(folder / "metrics.jsonl", step) as metrics, _ProgressBar(resume) as bar:
 
             def log(row: dict) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyllm import optim
+from tinyllm import optim, parallel
 from tinyllm.config import Settings, opt
 from tinyllm.data import IGNORE, Batch
 from tinyllm.model import Block
@@ -91,11 +91,12 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
           should_stop: Callable[[], bool] = lambda: False) -> TrainState:
     """Trains `model` in place until a limit of `config` is reached or should_stop(); returns where it stands.
 
-    One step: read batch_at(step) in micro-batches, add up the gradients of the summed loss, divide by the number of
-    targets of the whole step (never a mean of means), clip, move the weights. `save` gets the state and the optimizer
-    tensors every `save_every` steps and at the end; giving them back as `resume` continues bit for bit. `report`
-    gets one row of numbers per step and per validation, the first before any step. `val` holds batches by name: one
-    loss over all of them is reported, and one for each name if there are several.
+    One step: read batch_at(step) in micro-batches (each of several processes its share of the rows), add up the
+    gradients of the summed loss, divide by the number of targets of the whole step (never a mean of means), clip, move
+    the weights. `save` gets the state and the optimizer tensors every `save_every` steps and at the end; giving them
+    back as `resume` continues bit for bit. `report` gets one row of numbers per step and per validation, the first
+    before any step. `val` holds batches by name: one loss over all of them is reported, and one for each name if there
+    are several.
     """
     dtype = pick_dtype(config.dtype)
     state, tensors = resume or (TrainState(), {})
@@ -108,6 +109,8 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
     started, before, saved_at = time.monotonic(), state.seconds, state.step
 
     def validate() -> None:
+        if parallel.rank():                                          # the others wait for process 0 in the next step
+            return
         sums = {name: loss_sums(model, batches, loss_fn, dtype) for name, batches in val.items()}
         state.val_loss = sum(loss for loss, _ in sums.values()) / max(1, sum(count for _, count in sums.values()))
         by_name = {name: loss / max(1, count) for name, (loss, count) in sums.items()} if len(val) > 1 else {}
@@ -116,21 +119,27 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
 
     if len(val) and state.step == 0:
         validate()                                                   # what an untrained model knows: about ln V
-    while (progress := state.progress(config)) < 1 and not should_stop():
+    while True:
+        progress, stop = parallel.agreed(state.progress(config), should_stop())
+        if progress >= 1 or stop:
+            break
         step_started = time.monotonic()
         model.train()
         if config.dropout:                                           # 0: a scorer's head keeps its own
             set_dropout(model, config.dropout * (3 - int(4 * progress)) / 3)
-        torch.manual_seed(config.seed * 1_000_003 + state.step)      # dropout is a function of (seed, step) as well
+        torch.manual_seed((config.seed * 1_000_003 + state.step) * parallel.size() + parallel.rank())      # for dropout
         share = optim.warmup_at(state.step, config.warmup_steps) * optim.decay_at(progress, config.schedule)
         optim.set_rate(optimizers, share)
-        micro_batches = _micro_batches(batch_at(state.step), config, progress)
+        whole = batch_at(state.step)
+        micro_batches = _micro_batches(parallel.share(whole), config, progress)
         loss_sum, n_targets = 0.0, 0
         for batch in micro_batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 loss, count = loss_of(model, batch)
             loss.backward()
             loss_sum, n_targets = loss_sum + loss.item(), n_targets + int(count)
+        parallel.add_up([weight.grad for weight in weights if weight.grad is not None])
+        loss_sum, n_targets = parallel.total(loss_sum, n_targets)
         if n_targets == 0:
             raise ValueError(f"step {state.step} has no target to learn; every label of the batch is masked")
         for weight in weights:
@@ -142,7 +151,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
             optimizer.step()
             optimizer.zero_grad()
 
-        n_tokens = sum(batch.tokens.numel() for batch in micro_batches)
+        n_tokens = whole.tokens.numel()
         state.step, state.tokens, state.loss = state.step + 1, state.tokens + n_tokens, loss_sum / n_targets
         state.val_loss = None
         now = time.monotonic()

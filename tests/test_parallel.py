@@ -1,0 +1,64 @@
+"""Several processes are one trainer that reads faster: same batches, same loss, same weights."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tinyllm import checkpoint, parallel, prepare
+from tinyllm.data import Batch
+
+SMALL = ["--dim", "32", "--n-layers", "2", "--n-heads", "2", "--n-kv-heads", "2", "--ffn-dim", "48", "--context", "32",
+         "--effective-batch-size", "4", "--batch-size", "1", "--dtype", "float32", "--compile", "off",
+         "--warmup-steps", "1", "--val-every", "6", "--val-tokens", "500", "--start-context", "0", "--save-every", "3",
+         "--max-steps", "6", "--json"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parallel") / "tokens"
+    prepare.prepare(prepare.PrepareConfig(out=str(folder), world_documents=40, vocab_size=600, workers=1))
+    return folder
+
+
+def pretrain(processes, data, out):
+    """Runs the command in as many processes; returns the losses of its steps."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = several if processes > 1 else []
+    subprocess.run([sys.executable, *command, "-m", "tinyllm.pretrain", "--data", str(data), "--out", str(out), *SMALL],
+                   check=True, capture_output=True, timeout=120)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_two_processes_are_one_trainer_with_the_same_batch(data, tmp_path):
+    """Sums of gradients and of targets are added up, so shares of unequal weight count as they should. And a run begun
+    by two processes is continued by one, for batches depend on the step alone."""
+    alone = pretrain(1, data, tmp_path / "one")
+    together = pretrain(2, data, tmp_path / "two")
+    assert len(alone) == len(together) == 6
+    assert together == pytest.approx(alone, abs=2e-4) and alone[-1] < alone[0] - 0.1
+    one, two = (checkpoint.load(tmp_path / name)[0].state_dict() for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-3)
+    shutil.rmtree(tmp_path / "two" / "step-00000006")                # as if killed before the last save
+    assert pretrain(1, data, tmp_path / "two") == pytest.approx(alone, abs=2e-4)
+
+
+def test_the_shares_of_all_processes_are_the_batch(monkeypatch):
+    """No row is read twice and none is left out, whether or not they divide evenly."""
+    batch = Batch(torch.arange(10).view(5, 2), torch.arange(10).view(5, 2) + 1)
+    assert parallel.share(batch) is batch
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    rows = []
+    for rank in range(2):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        mine = parallel.share(batch)
+        assert torch.equal(mine.targets, mine.tokens + 1) and mine.starts is None
+        rows += mine.tokens[:, 0].tolist()
+    assert sorted(rows) == [0, 2, 4, 6, 8]
+    with pytest.raises(ValueError, match="1 rows a step cannot be shared by 2 processes; raise --effective-batch-size"):
+        parallel.share(Batch(batch.tokens[:1], batch.targets[:1]))
