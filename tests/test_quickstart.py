@@ -14,6 +14,8 @@ def test_the_story_has_all_its_parts(tmp_path, capsys):
     assert list(report["test"]) == list(report["results"]) == ["pretrain", "sft", "cot_sft"]
     assert all(groups["all"]["greedy"]["n"] == 2 for groups in report["test"].values())
     assert [checkpoint.is_chat(tmp_path / "run" / stage) for stage in report["test"]] == [False, True, True]
+    words = [(tmp_path / "data" / name / "tokenizer.model").read_bytes() for name in ("words", ".")]
+    assert words[0] == words[1]                                      # learnt from the questions, used for the texts too
     shown = quickstart.table(report)
     assert "vote of 2" in shown and shown.count(" s  ") == len(report["seconds"]) + 1
     assert "attempt 2 of 2" in capsys.readouterr().out
