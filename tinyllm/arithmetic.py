@@ -107,21 +107,16 @@ def in_digits(sign: str, a: int, b: int) -> list[str]:
     347+58: 347+50=397, 397+8=405. 405-58: 405-50=355, 355-8=347. 78*35: 70*30=2100, 70*5=350, 2100+300=2400 ...
     """
     if sign == "*":
-        if min(a, b) < 2 or len(parts(a)) * len(parts(b)) == 1:
-            return []
+        pairs = [(x, y) for x in parts(max(a, b)) for y in parts(min(a, b))]
         lines, total = [], 0
-        for product in ((x, y) for x in parts(max(a, b)) for y in parts(min(a, b))):
-            lines.append(f"{product[0]}*{product[1]}={math.prod(product)}")
-            if total:
-                lines += in_digits("+", total, math.prod(product)) or [
-                    f"{total}+{math.prod(product)}={total + math.prod(product)}"]
-            total += math.prod(product)
+        for x, y in pairs if min(a, b) > 1 and len(pairs) > 1 else []:
+            lines.append(f"{x}*{y}={x * y}")
+            lines += operation("+", total, x * y, total + x * y) if total else []
+            total += x * y
         return lines
     whole, other = (max(a, b), min(a, b)) if sign == "+" else (a, b)
-    if len(parts(other)) < 2:
-        return []
     lines = []
-    for part in parts(other):
+    for part in parts(other) if len(parts(other)) > 1 else []:
         after = whole + part if sign == "+" else whole - part
         lines.append(f"{whole}{sign}{part}={after}")
         whole = after

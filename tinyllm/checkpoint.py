@@ -30,7 +30,7 @@ from tinyllm.tokenizer import Tokenizer
 
 # Folders under checkpoints/, most skilled first; without any, the model beside the package, if there is one.
 STAGES = ("cot_sft", "sft", "pretrain", "quickstart/cot_sft", "quickstart/sft", "quickstart/pretrain")
-SHIPPED = Path(__file__).parent.parent / "checkpoints" / "nano"      # none ships yet; one copied there is found
+SHIPPED = Path(__file__).parent.parent / "checkpoints" / "nano"
 
 
 def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, state: dict,
