@@ -28,7 +28,7 @@ class SamplingConfig(Settings):
     temperature: float = opt(0.8, "0: always the likeliest token; 1: as the model believes; higher: wilder", low=0)
     top_k: int = opt(0, "keep only the k likeliest tokens (0: all)", low=0)
     top_p: float = opt(0.95, "keep the likeliest tokens that together reach this probability", low=0, high=1)
-    max_new_tokens: int = opt(200, "stop after this many tokens", low=1)
+    max_new_tokens: int = opt(256, "stop after this many tokens", low=1)
     seed: int = opt(0, "the same seed gives the same text", low=0)
 
     def sampling(self) -> dict:
