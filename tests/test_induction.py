@@ -8,7 +8,7 @@ import torch
 from tinyllm.data import IGNORE, next_token_batch
 from tinyllm.induction import plant_induction
 from tinyllm.model import ModelConfig, TinyLLM, rotate
-from tinyllm.train import TrainConfig, train
+from tinyllm.train import TrainConfig, next_token_loss, train
 
 CONFIG = ModelConfig(vocab_size=300, dim=128, n_layers=3, n_heads=4, n_kv_heads=4, ffn_dim=64, context=64)
 
@@ -60,6 +60,35 @@ def test_the_second_block_finds_what_followed_last_time():
     second = torch.arange(20, 40)
     followed = weights[:, :, second, second - 19]
     assert followed.mean() > 8 / 40                                  # looking anywhere would give 1 / 40
+
+
+def test_a_token_is_recognised_however_far_away_it_stood():
+    """Rotary attention turns the fast pairs of a query and a key several times within a hundred positions; the copying
+    heads compare in the slow half, where two equal tokens still look alike."""
+    model = fresh(ModelConfig(vocab_size=2000, dim=256, n_layers=4, n_heads=4, n_kv_heads=4, ffn_dim=704, context=256))
+    tokens = torch.stack([torch.randperm(2000)[:100] for _ in range(4)]).repeat(1, 2)     # each twice, 100 apart
+    second = torch.arange(100, 200)
+    assert attention(model, tokens, layer=1)[:, :, second, second - 99].mean() > 0.1      # anywhere: 1/200
+
+
+def test_no_planted_head_is_deaf_to_its_gradient():
+    """A score is a product of two weights: where both are zero neither has a gradient, and the head could never learn
+    to look anywhere else."""
+    model = fresh()
+    sum_of_losses, _ = next_token_loss(model, second_half(0))
+    sum_of_losses.backward()
+    for block in model.blocks[:2]:
+        for weight in (block.attention.wq.weight, block.attention.wk.weight):
+            assert (weight.grad.abs().amax(dim=1) > 0).all()         # every row, and so every dimension of a query
+
+
+def test_half_of_the_heads_of_the_first_block_stay_as_they_were():
+    """Somebody must be free to look for words: with all heads bound to places, copying sentences was learnt later."""
+    planted, plain = (fresh(planted=planted).blocks[0].attention for planted in (True, False))
+    for name in ("wq", "wk", "wv"):                                  # 4 heads of 32 rows: two planted, two free
+        after, before = getattr(planted, name).weight, getattr(plain, name).weight
+        assert torch.equal(after[64:], before[64:]) and not torch.equal(after[:64], before[:64])
+    assert torch.equal(planted.wo.weight[:, 64:], plain.wo.weight[:, 64:])
 
 
 def second_half(step):

@@ -12,7 +12,7 @@ from tinyllm import checkpoint, parallel, prepare
 from tinyllm.data import Batch
 
 SMALL = ["--dim", "32", "--n-layers", "2", "--n-heads", "2", "--n-kv-heads", "2", "--ffn-dim", "48", "--context", "32",
-         "--effective-batch-size", "4", "--batch-size", "1", "--dtype", "float32", "--compile", "off",
+         "--effective-batch-size", "3", "--batch-size", "1", "--dtype", "float32", "--compile", "off",
          "--warmup-steps", "1", "--val-every", "6", "--val-tokens", "500", "--start-context", "0", "--save-every", "3",
          "--max-steps", "6", "--json"]
 
@@ -35,8 +35,9 @@ def pretrain(processes, data, out):
 
 
 def test_two_processes_are_one_trainer_with_the_same_batch(data, tmp_path):
-    """Sums of gradients and of targets are added up, so shares of unequal weight count as they should. And a run begun
-    by two processes is continued by one, for batches depend on the step alone."""
+    """Three rows are shared as two and one: sums of gradients and of targets are added up, so each row counts the same,
+    where a mean of the means of two processes would count the third twice. And a run begun by two processes is
+    continued by one, for batches depend on the step alone."""
     alone = pretrain(1, data, tmp_path / "one")
     together = pretrain(2, data, tmp_path / "two")
     assert len(alone) == len(together) == 6

@@ -100,8 +100,9 @@ def test_the_line_between_two_steps_is_what_remains_of_the_expression(sample):
 def test_a_step_needs_one_digit_at_a_time():
     """A model learns the tables of one-digit numbers soon and those of two-digit numbers late: no step of a sum has
     two digits other than 0 on both sides."""
-    assert in_digits("+", 347, 58) == ["347+50=397", "397+8=405"] and in_digits("-", 405, 5) == []
-    assert in_digits("*", 78, 6) == ["70*6=420", "8*6=48", "420+40=460", "460+8=468"]
+    assert in_digits("+", 347, 58, 405) == ["347+50=397", "397+8=405"]
+    assert in_digits("-", 405, 5, 400) == ["405-5=400"]
+    assert in_digits("*", 78, 6, 468) == ["70*6=420", "8*6=48", "420+40=460", "460+8=468"]
     rng = random.Random(0)
     for _ in range(500):
         sign, a, b = rng.choice("+-*"), rng.randint(0, 999), rng.randint(0, 99)

@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import SENTENCES
 
-from tinyllm import checkpoint, train
+from tinyllm import checkpoint, parallel, train
 from tinyllm import tokenizer as tokenizers
 from tinyllm.data import IGNORE, Batch, next_token_batch
 from tinyllm.decode import decode
 from tinyllm.model import ModelConfig, TinyLLM
-from tinyllm.stage import run_stage
+from tinyllm.stage import _stop_on_signal, run_stage
 from tinyllm.train import TrainConfig, TrainState, next_token_loss
 
 SHAPE = ModelConfig(vocab_size=420, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, context=16)
@@ -306,6 +306,18 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, tokenizer):
     assert_same(weights(unbroken), weights(resumed))
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(steps)) == list(range(21))
+
+
+def test_a_second_ctrl_c_stops_at_once_unless_torchrun_sent_it(monkeypatch):
+    """The terminal sends Ctrl-C to every process and torchrun passes it on: two signals, one wish to stop and save."""
+    with pytest.raises(KeyboardInterrupt), _stop_on_signal():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    with _stop_on_signal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert stop
 
 
 def test_restart_begins_again(tmp_path, tokenizer):

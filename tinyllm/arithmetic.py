@@ -82,47 +82,47 @@ def _walk(node: ast.expr, values: dict, lines: list[str] | None) -> int | Fracti
 
 
 def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[str]:
-    """The lines of one operation, each of which needs no more than the tables of one-digit numbers and a carry.
+    """The lines of one operation; the last one has the result.
 
-    Where signs differ, the sum or difference of the plain numbers comes first; fractions are reduced by their common
-    divisor. The last line has the result.
+    Sums, differences and products go digit by digit. Where signs differ, that of the plain numbers comes first; a
+    fraction is reduced by the common divisor; a division that comes out even is one line.
     """
     line = f"{left}{sign}{right if right >= 0 else f'({right})'}={result}"
     if sign == "/":
         common = math.gcd(left, right) if isinstance(result, Fraction) else 1
-        return [f"{left}/{common}={left // common}", f"{right}/{common}={right // common}", line] if common > 1 else \
-            [line]
+        return [line] if common == 1 else [f"{n}/{common}={n // common}" for n in (left, right)] + [line]
     if min(left, right, result) >= 0:
-        return in_digits(sign, left, right) or [line]
+        return in_digits(sign, left, right, result)
     small, large = sorted((abs(left), abs(right)))
-    if large <= 10:
-        return [line]
     plain = "*" if sign == "*" else "-" if abs(result) < large else "+"
-    return [*(in_digits(plain, large, small) or [f"{large}{plain}{small}={abs(result)}"]), line]
+    return [*in_digits(plain, large, small, abs(result)), line] if large > 10 else [line]
 
 
-def in_digits(sign: str, a: int, b: int) -> list[str]:
-    """One operation on plain numbers digit by digit, as one does it in the head; [] where one line is enough.
+def in_digits(sign: str, a: int, b: int, result: int) -> list[str]:
+    """One operation on plain numbers as one does it in the head: each line needs the tables of one-digit numbers and
+    perhaps a carry.
 
     347+58: 347+50=397, 397+8=405. 405-58: 405-50=355, 355-8=347. 78*35: 70*30=2100, 70*5=350, 2100+300=2400 ...
     """
+    large, small = (a, b) if sign == "-" else (max(a, b), min(a, b))
+    lines, total = [], large if sign != "*" else 0
     if sign == "*":
-        pairs = [(x, y) for x in parts(max(a, b)) for y in parts(min(a, b))]
-        lines, total = [], 0
-        for x, y in pairs if min(a, b) > 1 and len(pairs) > 1 else []:
+        pieces = [(x, y) for x in place_values(large) for y in place_values(small)]
+        for x, y in pieces:
             lines.append(f"{x}*{y}={x * y}")
-            lines += operation("+", total, x * y, total + x * y) if total else []
+            lines += in_digits("+", total, x * y, total + x * y) if total else []
             total += x * y
-        return lines
-    whole, other = (max(a, b), min(a, b)) if sign == "+" else (a, b)
-    lines = []
-    for part in parts(other) if len(parts(other)) > 1 else []:
-        after = whole + part if sign == "+" else whole - part
-        lines.append(f"{whole}{sign}{part}={after}")
-        whole = after
-    return lines
+    else:
+        pieces = place_values(small)
+        for piece in pieces:
+            after = total + piece if sign == "+" else total - piece
+            lines.append(f"{total}{sign}{piece}={after}")
+            total = after
+    one_line = len(pieces) < 2 or (sign == "*" and small == 1)
+    return [f"{a}{sign}{b}={result}"] if one_line else lines
 
 
-def parts(n: int) -> list[int]:
+def place_values(n: int) -> list[int]:
     """What the digits of a number are worth: 305 -> [300, 5]."""
-    return [int(digit) * 10 ** place for place, digit in reversed([*enumerate(reversed(str(n)))]) if digit != "0"]
+    digits = str(n)
+    return [int(digit) * 10 ** (len(digits) - 1 - place) for place, digit in enumerate(digits) if digit != "0"]

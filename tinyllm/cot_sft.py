@@ -8,7 +8,7 @@ import random
 import sys
 from dataclasses import dataclass
 
-from tinyllm import checkpoint
+from tinyllm import checkpoint, parallel
 from tinyllm.config import command, opt, read_settings
 from tinyllm.pretrain import show
 from tinyllm.sft import Row, SFTConfig, default_files, fine_tune, read_files, split_off
@@ -44,6 +44,7 @@ def mix(rows: list[Row], plain: list[Row], share: float, seed: int) -> list[Row]
 
 def cot_sft(config: CoTConfig) -> dict:
     """Stage 3 as `config` says."""
+    parallel.start()
     checkpoint.resolve(config.init)                                  # a missing start is said before any work
     rows = read_files(config.data or default_files(["cot"], "train"))
     if config.val or not config.data:

@@ -104,9 +104,9 @@ def _multiply_columns(a: int, b: int) -> list[str]:
         return worked(f"{a}*{b}")[0]
     steps, carry = [], 0
     for x in _digits(a):
-        steps.append(f"{x}*{b}={x * b}")
-        steps += [f"{x * b}+{carry}={x * b + carry}"] if carry else []
-        carry = (x * b + carry) // 10
+        product, total = x * b, x * b + carry
+        steps += [f"{x}*{b}={product}", *([f"{product}+{carry}={total}"] if carry else [])]
+        carry = total // 10
     return [*steps, f"{a}*{b}={a * b}"]
 
 

@@ -81,17 +81,11 @@ def to_examples(rows: Sequence[Row], tokenizer: Tokenizer, context: int) -> tupl
 def default_files(kinds: Sequence[str], split: str, folder: str = "data") -> list[str]:
     """The generated files of these kinds, written first when they are missing."""
     paths = [Path(folder) / f"{kind}_{split}.jsonl" for kind in kinds]
-    parallel.start()
     with parallel.first_alone():
-        _write_if_missing(paths, folder)
+        if missing := [path.name for path in paths if not path.is_file()]:
+            print(f"no {' or '.join(missing)} in {folder}: writing the built-in problems first", file=sys.stderr)
+            problems.write(problems.ProblemsConfig(out=folder))
     return list(map(str, paths))
-
-
-def _write_if_missing(paths: list[Path], folder: str) -> None:
-    if not all(path.is_file() for path in paths):
-        print(f"no {' or '.join(path.name for path in paths if not path.is_file())} in {folder}: writing the built-in "
-              "problems first", file=sys.stderr)
-        problems.write(problems.ProblemsConfig(out=folder))
 
 
 def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -106,7 +100,6 @@ def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list
 
 def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> dict:
     """Trains the checkpoint `config.init` on `train_rows`; returns the result, with the validation loss by family."""
-    parallel.start()
     model, tokenizer = checkpoint.load(config.init)
     context = model.config.context
     examples, dropped = to_examples(train_rows, tokenizer, context)
@@ -132,6 +125,7 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
 
 def sft(config: SFTConfig) -> dict:
     """Stage 2 as `config` says."""
+    parallel.start()
     checkpoint.resolve(config.init)                                  # a missing start is said before any work
     kinds = ("sft", "direct")
     rows = read_files(config.data or default_files(kinds, "train"))

@@ -46,8 +46,8 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
         if resume and resume[0].progress(config) >= 1:
             print("it has already reached its limit: raise the limit to go on, or --restart", file=sys.stderr)
             return resume[0]
-        if not leads:                                                # process 0 shows, logs and saves for all
-            return train(model, batch_at, config, val=val, loss_fn=loss_fn, resume=resume)
+        if not leads:                                                # process 0 validates, shows and saves for all
+            return train(model, batch_at, config, loss_fn=loss_fn, resume=resume)
         with _open_metrics(folder / "metrics.jsonl", step) as metrics, _ProgressBar(resume) as bar:
 
             def log(row: dict) -> None:
@@ -100,7 +100,7 @@ def _stop_on_signal() -> Iterator[list]:
     stop: list[int] = []
 
     def remember(number: int, frame: object) -> None:
-        if stop and number == signal.SIGINT:
+        if stop and number == signal.SIGINT and parallel.size() == 1:        # torchrun passes each Ctrl-C on once more
             raise KeyboardInterrupt
         stop.append(number)
 

@@ -109,8 +109,6 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
     started, before, saved_at = time.monotonic(), state.seconds, state.step
 
     def validate() -> None:
-        if parallel.rank():                                          # the others wait for process 0 in the next step
-            return
         sums = {name: loss_sums(model, batches, loss_fn, dtype) for name, batches in val.items()}
         state.val_loss = sum(loss for loss, _ in sums.values()) / max(1, sum(count for _, count in sums.values()))
         by_name = {name: loss / max(1, count) for name, (loss, count) in sums.items()} if len(val) > 1 else {}
@@ -127,7 +125,8 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
         model.train()
         if config.dropout:                                           # 0: a scorer's head keeps its own
             set_dropout(model, config.dropout * (3 - int(4 * progress)) / 3)
-        torch.manual_seed((config.seed * 1_000_003 + state.step) * parallel.size() + parallel.rank())      # for dropout
+        # Dropout is a function of (seed, step) as well, and different for the rows of another process.
+        torch.manual_seed((config.seed * 1_000_003 + state.step) * parallel.size() + parallel.rank())
         share = optim.warmup_at(state.step, config.warmup_steps) * optim.decay_at(progress, config.schedule)
         optim.set_rate(optimizers, share)
         whole = batch_at(state.step)
