@@ -82,20 +82,24 @@ def _walk(node: ast.expr, values: dict, lines: list[str] | None) -> int | Fracti
 
 
 def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[str]:
-    """The lines of one operation; the last one has the result.
+    """The lines of one operation; the last one has the result. Several lines begin with the whole operation, so that
+    each of them finds its digits near by.
 
     Sums, differences and products go digit by digit. Where signs differ, that of the plain numbers comes first; a
     fraction is reduced by the common divisor; a division that comes out even is one line.
     """
-    line = f"{left}{sign}{right if right >= 0 else f'({right})'}={result}"
+    whole = f"{left}{sign}{right if right >= 0 else f'({right})'}"
+    line = f"{whole}={result}"
     if sign == "/":
         common = math.gcd(left, right) if isinstance(result, Fraction) else 1
-        return [line] if common == 1 else [f"{n}/{common}={n // common}" for n in (left, right)] + [line]
-    if min(left, right, result) >= 0:
-        return in_digits(sign, left, right, result)
-    small, large = sorted((abs(left), abs(right)))
-    plain = "*" if sign == "*" else "-" if abs(result) < large else "+"
-    return [*in_digits(plain, large, small, abs(result)), line] if large > 10 else [line]
+        lines = [line] if common == 1 else [f"{n}/{common}={n // common}" for n in (left, right)] + [line]
+    elif min(left, right, result) >= 0:
+        lines = in_digits(sign, left, right, result)
+    else:
+        small, large = sorted((abs(left), abs(right)))
+        plain = "*" if sign == "*" else "-" if abs(result) < large else "+"
+        lines = [*in_digits(plain, large, small, abs(result)), line] if large > 10 else [line]
+    return lines if len(lines) == 1 else [whole, *lines]
 
 
 def in_digits(sign: str, a: int, b: int, result: int) -> list[str]:
@@ -104,7 +108,7 @@ def in_digits(sign: str, a: int, b: int, result: int) -> list[str]:
 
     347+58: 347+50=397, 397+8=405. 405-58: 405-50=355, 355-8=347. 78*35: 70*30=2100, 70*5=350, 2100+300=2400 ...
     """
-    large, small = (a, b) if sign == "-" else (max(a, b), min(a, b))
+    large, small = (b, a) if sign != "-" and len(str(a)) < len(str(b)) else (a, b)
     lines, total = [], large if sign != "*" else 0
     if sign == "*":
         pieces = [(x, y) for x in place_values(large) for y in place_values(small)]
@@ -118,7 +122,7 @@ def in_digits(sign: str, a: int, b: int, result: int) -> list[str]:
             after = total + piece if sign == "+" else total - piece
             lines.append(f"{total}{sign}{piece}={after}")
             total = after
-    one_line = len(pieces) < 2 or (sign == "*" and small == 1)
+    one_line = len(pieces) < 2 or (sign == "*" and 1 in (a, b))
     return [f"{a}{sign}{b}={result}"] if one_line else lines
 
 

@@ -46,8 +46,7 @@ def expression(rng: random.Random, language: str, split: str) -> Exercise:
         text = _expression(rng, rng.randint(5, 6) if hard else rng.choice((2, 3, 3, 4, 4, 4)), hard)
         steps, value = rewritten(text)
         results = [value_of(step.rsplit("=", 1)[-1]) for step in steps]
-        if not steps or len(steps) > (20 if hard else 16) or any(abs(result) > 9999 or result != int(result)
-                                                                for result in results):
+        if not steps or any(abs(result) > 9999 or result != int(result) for result in results):
             continue
         shown = text.replace("*", "×").replace("/", "÷") if rng.random() < 0.3 else text
         shown = re.sub(r"([-+*/×÷])", r" \1 ", shown) if rng.random() < 0.25 else shown
@@ -158,11 +157,7 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
     facts, most, least, place, whole, compare = schema.facts
     sentences = [pick(facts, {"A": a, "B": b}, language, rng) for a, b in pairs]
     called = lambda person: word(person, "", language, None)
-    # The first stands nowhere on the right, which is hard to see at once; from anybody it is a walk, fact by fact.
-    climb = people[people.index(pairs[0][0])::-1]
-    over, under = spaced(" > ", language), spaced(" < ", language)
-    steps = [*(called(a) + over + called(b) for a, b in pairs), under.join(map(called, climb)),
-             over.join(map(called, people))]
+    steps = _walk(list(map(called, people)), [(called(a), called(b)) for a, b in pairs], sentences, language)
     k, kind = rng.randint(2, n - 1), rng.choice(("most", "least", "place", "whole", "compare"))
     if kind == "compare":
         i, j = rng.sample(range(n), 2)
@@ -177,6 +172,23 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
     return polished((" " if language == "en" else "").join(sentences), language), steps, final
 
 
+def _walk(people: list[str], pairs: list[tuple[str, str]], sentences: list[str], language: str) -> list[str]:
+    """The lines that find a row: every fact as it is told and the other way round, then up from whoever is named first
+    until nobody stands above, then down.
+
+    Both ways round, because a model that writes `A > ` finds what stood behind the `A > ` above, but not what stood
+    before `> A`.
+    """
+    over, under, comma = (spaced(sign, language) for sign in (" > ", " < ", ", "))
+    lines, first = [], ""
+    for (a, b), sentence in zip(pairs, sentences):
+        told_down = sentence.lower().index(a.lower()) < sentence.lower().index(b.lower())
+        down, up = a + over + b, b + under + a
+        lines.append(comma.join((down, up) if told_down else (up, down)))
+        first = first or (a if told_down else b)
+    return [*lines, under.join(people[people.index(first)::-1]), over.join(people)]
+
+
 def _apart(rng: random.Random, options: list, n: int, language: str) -> list:
     """`n` of the options, drawn until no name is part of another: 鸡 and 母鸡 would confuse."""
     while True:
@@ -187,9 +199,9 @@ def _apart(rng: random.Random, options: list, n: int, language: str) -> list:
 
 
 def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
-    """Take the smallest that is left, again and again."""
+    """Put one number after the other where it belongs, and keep as many as are asked for."""
     top = rng.choice((200, 1000, 2000) if hard else (20, 100, 1000))
-    low, n = -top // 4 if rng.random() < 0.2 else 1, rng.randint(6, 7) if hard else rng.randint(3, 5)
+    low, n = -top // 4 if rng.random() < 0.2 else 1, 6 if hard else rng.randint(3, 5)
     numbers = rng.sample(range(low, top), n)
     down, kind = rng.random() < 0.5, rng.choice(("all", "all", "ends", "second"))
     ranked = sorted(numbers, reverse=down)
@@ -197,10 +209,10 @@ def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
         spaced(", ", language).join(map(str, numbers))
     question = ask(f"sort/{kind}-{'down' if down else 'up'}", {"e": shown}, language, rng)
     needed = {"all": len(numbers), "ends": 1, "second": 2}[kind]
-    left, steps = list(numbers), []
-    for value in ranked[:needed]:
-        steps.append(" ".join(map(str, left)) + f" -> {value}")
-        left.remove(value)
+    best, steps = [], []
+    for value in numbers:
+        best = sorted([*best, value], reverse=down)[:needed]
+        steps.append(f"{value}{spaced(': ', language)}{' '.join(map(str, best))}")
     return question, steps, spaced(", ", language).join(map(str, ranked)) if kind == "all" else str(ranked[needed - 1])
 
 

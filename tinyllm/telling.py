@@ -58,6 +58,8 @@ def steps_of(steps: list, roles: dict, language: str) -> list[str]:
             lines.append(prefix + say(template(expression[1:], language, {}), roles, language, NO_CHOICE, words=0))
             continue
         work, value = worked(expression, roles)
+        if lines and len(work) > 1 and lines[-1].endswith(f"={work[0]}"):      # an equation that has just said it
+            work = work[1:]
         first, *rest = work or [str(value)]
         lines += [prefix + first, *rest]
     return lines
