@@ -78,7 +78,7 @@ def test_no_matrix_is_left_out(model, kind):
     assert [name for name, weight in quick.named_parameters() if weight.ndim == 2] == ["embed.weight"]
     before = quick.logits(hidden := torch.randn(2, 32))
     with torch.no_grad():
-        model.embed.weight.zero_()                                   # only rows are looked up there: the head is its own
+        model.embed.weight.zero_()                                   # rows are looked up there, the head is another
     assert torch.equal(quick.logits(hidden), before)
 
 

@@ -240,11 +240,12 @@ class TinyLLM(nn.Module):
         if end > limit:
             raise ValueError(f"sequence of {end} tokens exceeds the {limit} there is room for "
                              f"(context={self.config.context}); shorten the prompt")
-        positions = torch.arange(start, end, device=tokens.device)            # (T,)
+        rope = self.rope_cos[start:end], self.rope_sin[start:end]             # (T, E/2) each
         if cache is not None and cache.starts is not None:                    # padded rows count from their own start
             starts = cache.starts
-            positions = (positions - starts).clamp(0, self.config.context - 1)[:, None]       # (B, 1, T)
-        rope = self.rope_cos[positions], self.rope_sin[positions]             # (T, E/2) or (B, 1, T, E/2) each
+            positions = torch.arange(start, end, device=tokens.device) - starts               # (B, T)
+            positions = positions.clamp(0, self.config.context - 1)[:, None]                  # (B, 1, T)
+            rope = self.rope_cos[positions], self.rope_sin[positions]         # (B, 1, T, E/2) each
         mask = visible(end - start, end, starts)
         x = self.drop(self.embed(tokens))                                     # (B, T, D)
         for block in self.blocks:

@@ -134,9 +134,11 @@ class QuickLLM(TinyLLM):
 
 
 def with_products(module: nn.Module, product: Callable[[Tensor], nn.Module]) -> nn.Module:
-    """A copy of `module` that shares everything with it but attention and feed-forward parts."""
+    """A copy of `module` that shares everything with it but attention and feed-forward parts; without dropout."""
     if isinstance(module, (Attention, SwiGLU)):
         return (QuickAttention if isinstance(module, Attention) else QuickSwiGLU)(module, product)
+    if isinstance(module, nn.Dropout):
+        return nn.Identity()                                         # asking whether to drop takes longer than adding
     other = copy.copy(module)
     other._modules = {name: with_products(child, product) for name, child in module._modules.items()}
     return other
