@@ -94,7 +94,8 @@ def test_the_command_prints_the_documented_json(no_compiler, capsys):
     assert len(names) == len(set(names))
     for wanted in ("matmul", "memory read", "training step 128x16", "forward+backward 128x16, eager float32",
                    "forward+backward 128x16, textbook", "optimizer step, adamw", "optimizer step, muon",
-                   "decode, 1 continuation", "decode, 5 continuations", "decode, textbook"):
+                   "decode, 1 continuation, fp32", "decode, 5 continuations, fp32", "decode, 1 continuation, int8",
+                   "decode, 5 continuations, int8", "decode, textbook"):
         assert any(name.startswith(wanted) for name in names), wanted
 
 

@@ -58,6 +58,16 @@ def test_eval_measures_what_training_measured(place, capsys):
     assert here == there and here["skipped"] == 1 and here["accuracy"]["chance"]["accuracy"] == pytest.approx(1 / 3)
 
 
+def test_states_of_other_weights_are_other_states(place, capsys):
+    """What int8 weights read must not be taken for what the head was trained on, nor the other way round."""
+    argv = ["eval", "--head", str(place / "head"), "--data", str(place / "rows.jsonl"), "--states",
+            str(place / "states3"), "--json"]
+    for kind, said in (("fp32", "stored in"), ("int8", "stored in"), ("int8", "read from"), ("fp32", "read from")):
+        assert said in run(capsys, *argv, "--weights", kind).err
+    one, other = (checkpoint.read_tensors(path)["hidden"] for path in (place / "states3").iterdir())
+    assert 0 < float((one - other).norm() / one.norm()) < 0.1
+
+
 def test_predict_adds_scores_probabilities_and_choice(place, capsys, tmp_path):
     """Each good row comes back whole; probabilities sum to one, the choice is the highest; no answers are needed."""
     unanswered = [{key: value for key, value in ROW.items() if key != "answer"} | {"id": n} for n in range(3)]

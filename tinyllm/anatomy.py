@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tinyllm.data import IGNORE, Batch
 from tinyllm.generate import printable
-from tinyllm.model import KVCache, ModelConfig, TinyLLM, rotate
+from tinyllm.model import KVCache, ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
 
@@ -107,9 +107,7 @@ def attention_weights(model: TinyLLM, ids: list[int], layer: int = -1) -> Tensor
         model.last_hidden(torch.tensor([ids]))
     x, rope, *_ = caught[0]                                                   # (1, T, D), two of (T, E/2)
     T, E = len(ids), model.config.head_dim
-    q = attention.q_norm(attention.wq(x).view(1, T, -1, E).transpose(1, 2))   # (1, H, T, E)
-    k = attention.k_norm(attention.wk(x).view(1, T, -1, E).transpose(1, 2))   # (1, K, T, E)
-    q, k = rotate(q, *rope), rotate(k, *rope)
+    q, k, _ = attention.heads(x, rope)                                        # (1, H, T, E), (1, K, T, E)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)                  # (1, H, T, E): groups share a key head
     scores = q @ k.transpose(-2, -1) / E ** 0.5                               # (1, H, T, T)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)                       # (T, T)

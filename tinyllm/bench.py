@@ -26,6 +26,7 @@ from tinyllm.config import command, opt, part, read_settings
 from tinyllm.data import Batch, next_token_batch
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.optim import make_optimizers
+from tinyllm.weights import kind_of, read_as
 
 TEXTBOOK = Path(__file__).resolve().parents[1] / "tests" / "reference.py"
 Ways = dict[str, tuple[train.LossFn, torch.dtype]]                   # name -> how to get the loss, dtype of activations
@@ -227,8 +228,12 @@ def measure_optimizers(model: TinyLLM, dtype: torch.dtype, step_seconds: float, 
 # --- decoding ---
 
 def decode(model: TinyLLM, prompt: list[int], n: int, new_tokens: int) -> float:
-    """Seconds for n x `new_tokens` tokens after the first of each continuation, so that prefill is not counted."""
-    ids = generate.stream(model, prompt, end=-1, n=n, max_new_tokens=new_tokens + 1)     # -1: no token ends the text
+    """Seconds for n x `new_tokens` tokens after the first of each continuation, so that prefill is not counted.
+
+    Random weights are sure of nothing, and a draw among thousands of likely tokens takes long; a trained model mostly
+    has one, as these have at a low temperature.
+    """
+    ids = generate.stream(model, prompt, end=-1, n=n, max_new_tokens=new_tokens + 1, temperature=0.03)  # -1: no end
     next(ids)
     started = time.perf_counter()
     n_steps = sum(1 for _ in ids)
@@ -238,21 +243,29 @@ def decode(model: TinyLLM, prompt: list[int], n: int, new_tokens: int) -> float:
 
 def measure_decoding(model: TinyLLM, prompt_tokens: int, new_tokens: int, textbook: ModuleType | None,
                      gb_per_second: float, repeats: int, seconds: float) -> list[dict]:
-    """Tokens/s with 1 and with 5 continuations of one prompt; the limit is reading all weights once a step."""
+    """Tokens/s of 1 and of 5 continuations of one prompt, with each kind of weights that the CPU computes in.
+
+    The limit is reading all weights once a step, in the bytes of their kind.
+    """
     model.eval()
     prompt = torch.randint(model.config.vocab_size, (prompt_tokens,)).tolist()
-    runs = {"1 continuation": (1, functools.partial(decode, model, prompt, 1)),
-            "5 continuations": (5, functools.partial(decode, model, prompt, 5))}
+    runs = {}                                                        # name -> (continuations, bytes of a weight, run)
+    for kind in dict.fromkeys(["fp32", kind_of("auto"), "int8"]):
+        quick, size = read_as(kind, model), {"fp32": 4, "bf16": 2, "int8": 1}[kind]
+        runs |= {f"{n} continuation{'s' * (n > 1)}, {kind}": (n, size, functools.partial(decode, quick, prompt, n))
+                 for n in (1, 5)}
     if textbook:
-        runs["textbook"] = (1, lambda count: timed(lambda: textbook.generate_greedy(model, prompt, count)))
-    for _, run in runs.values():
+        runs["textbook"] = (1, 4, lambda count: timed(lambda: textbook.generate_greedy(model, prompt, count)))
+    for *_, run in runs.values():
         run(2)                                                       # warm-up
-    times = alternate({name: functools.partial(run, new_tokens) for name, (_, run) in runs.items()}, repeats, seconds)
+    times = alternate({name: functools.partial(run, new_tokens) for name, (*_, run) in runs.items()}, repeats, seconds)
     speeds = {name: [runs[name][0] * new_tokens / second for second in ran] for name, ran in times.items()}
-    others = {"textbook": statistics.median(speeds["textbook"])} if textbook else {}
-    limit = gb_per_second * 1e9 / sum(weight.nbytes for weight in model.parameters())            # steps/s
-    return [make_row(f"decode, {name}", speed, "tokens/s", {"weights read once a step": runs[name][0] * limit,
-                                                            **others}) for name, speed in speeds.items()]
+    others = {name: statistics.median(speeds[key]) for name, key in (
+        ("1 in fp32", "1 continuation, fp32"), ("textbook", "textbook")) if key in speeds}
+    n_weights = sum(weight.numel() for weight in model.parameters() if weight.ndim == 2)
+    return [make_row(f"decode, {name}", speed, "tokens/s", {
+        "weights read once a step": runs[name][0] * gb_per_second * 1e9 / (n_weights * runs[name][1]), **others})
+        for name, speed in speeds.items()]
 
 
 # --- all of it ---

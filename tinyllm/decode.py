@@ -36,11 +36,11 @@ def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: in
     probabilities = (logits.float() / temperature).softmax(-1)
     if not top_k and top_p >= 1:
         return probabilities
-    kept, order = ranked(probabilities, max(256, top_k))
-    if not top_k and (kept.sum(-1) < top_p).any():                   # a flat distribution: p lies further down
-        kept, order = ranked(probabilities, probabilities.shape[-1])
+    for n in [top_k] if top_k else [32, 1024, probabilities.shape[-1]]:
+        kept, order = ranked(probabilities, n)
+        if top_k or bool((kept.sum(-1) >= top_p).all()):             # else a flat distribution: p lies further down
+            break
     if top_k:
-        kept, order = kept[:, :top_k], order[:, :top_k]              # by rank, so ties do not let more through
         kept = kept / kept.sum(-1, keepdim=True)
     before = kept.cumsum(-1) - kept                                  # mass ahead of each token
     kept = kept.masked_fill(before >= top_p, 0)
@@ -54,9 +54,9 @@ def ranked(probabilities: Tensor, n: int) -> tuple[Tensor, Tensor]:
     Sorting all V takes as long as a forward pass of a small model; finding the largest n takes a tenth of that.
     """
     if n < probabilities.shape[-1]:
-        lowest = probabilities.topk(n).values[:, -1:]
-        if bool(((probabilities >= lowest).sum(-1) == n).all()):     # no tie across the border
-            ids = (probabilities >= lowest).nonzero()[:, 1].view(-1, n)               # (R, n) in order of id
+        largest, ids = probabilities.topk(n)                         # (R, n) each
+        if bool(((probabilities >= largest[:, -1:]).sum(-1) == n).all()):             # no tie across the border
+            ids = ids.sort(dim=-1).values
             kept, order = probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
             return kept, ids.gather(-1, order)
     kept, order = probabilities.sort(dim=-1, descending=True, stable=True)

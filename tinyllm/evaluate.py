@@ -26,6 +26,7 @@ from tinyllm.sft import default_files
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import loss_sums, pick_dtype
 from tinyllm.vote import Sample, sample_answers
+from tinyllm.weights import kind_of, read_as
 
 
 @dataclass
@@ -39,7 +40,7 @@ class EvaluateConfig(SamplingConfig):
       python -m tinyllm.evaluate
       python -m tinyllm.evaluate --checkpoint checkpoints/sft checkpoints/cot_sft --calculator --limit 300
       python -m tinyllm.evaluate --data my_questions.jsonl --self-consistency 5
-      python -m tinyllm.evaluate --text book.txt
+      python -m tinyllm.evaluate --text book.txt --weights int8
     """
 
     checkpoint: list[str] = opt([], "run or checkpoint folders; the most skilled stage when absent")
@@ -139,7 +140,8 @@ def bits_per_byte(model: TinyLLM, tokenizer: Tokenizer, text: str) -> float:
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """{"checkpoints": {folder: {"files": {name: groups}, "calculator": {name: groups}, "bits_per_byte"}}}."""
+    """{"checkpoints": {folder: {"weights": kind, "files": {name: groups}, "calculator": {name: groups},
+    "bits_per_byte"}}}."""
     folders = {name: checkpoint.resolve(name) for name in config.checkpoint or [str(checkpoint.default())]}
     files = {Path(path).name.removesuffix(".gz").removesuffix(".jsonl"): read_questions(path, config.limit)
              for path in config.data or ([] if config.text else [
@@ -147,8 +149,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     result: dict = {"settings": asdict(config), "checkpoints": {}}
     for name, folder in folders.items():
         model, tokenizer = checkpoint.load(folder)
-        print(f"measuring {folder}", file=sys.stderr)
-        measured = result["checkpoints"][name] = {"folder": str(folder), "files": {}}
+        kind, model = kind_of(config.weights), read_as(config.weights, model)
+        print(f"measuring {folder} with {kind} weights", file=sys.stderr)
+        measured = result["checkpoints"][name] = {"folder": str(folder), "weights": kind, "files": {}}
         if config.text:
             measured["text"] = config.text
             measured["bits_per_byte"] = bits_per_byte(model, tokenizer, read_text(config.text))

@@ -18,6 +18,7 @@ from tinyllm.decode import exact_steps, stream
 from tinyllm.model import TinyLLM
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.vote import Sample, Vote, sample_answers, vote
+from tinyllm.weights import WEIGHTS, read_as
 
 
 @dataclass
@@ -30,6 +31,7 @@ class SamplingConfig(Settings):
     top_p: float = opt(0.95, "keep the likeliest tokens that together reach this probability", low=0, high=1)
     max_new_tokens: int = opt(256, "stop after this many tokens", low=1)
     seed: int = opt(0, "the same seed gives the same text", low=0)
+    weights: str = WEIGHTS
 
     def sampling(self) -> dict:
         """The settings that decode() takes."""
@@ -203,6 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     is_chat = checkpoint.is_chat(folder)
     print(f"using {folder}" + ("" if is_chat else " (not fine-tuned: it continues texts)"), file=sys.stderr)
     model, tokenizer = checkpoint.load(folder)
+    model = read_as(config.weights, model)
     if config.json:
         for prompt in prompts(config):
             print(json.dumps(as_json(model, tokenizer, prompt, config, is_chat) | {"checkpoint": str(folder)},

@@ -22,6 +22,7 @@ from tinyllm.evaluate import prompts_of
 from tinyllm.model import TinyLLM
 from tinyllm.report import accuracy, grid, percent
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.weights import WEIGHTS, read_as
 
 
 @dataclass
@@ -40,6 +41,7 @@ class LabelsConfig(Settings):
     values: str = opt("3,2,1,0", "value of each class; the score is the expected value over the highest one")
     limit: int = opt(0, "rows to read (0: all)", low=0)
     batch_size: int = opt(32, "prompts that are read together", low=1)
+    weights: str = WEIGHTS
     json: bool = opt(False, "print the result as JSON")
 
     def names(self) -> list[str]:
@@ -157,6 +159,7 @@ def label(config: LabelsConfig) -> dict:
     labels, values = config.names(), config.numbers()
     folder = checkpoint.resolve(config.checkpoint or checkpoint.default())
     model, tokenizer = checkpoint.load(folder)
+    model = read_as(config.weights, model)
     first = first_tokens(tokenizer, labels)
     rows, others = read_labelled(config.data, labels, config.limit)
     prompts = prompts_of([row.messages for row in rows], tokenizer, checkpoint.is_chat(folder))

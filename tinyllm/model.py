@@ -153,13 +153,18 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(E, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
+    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, E), keys and values (B, K, T, E) of x (B, T, D); queries and keys know their positions."""
         B, T, _ = x.shape
         q = self.wq(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, H, T, E)
         k = self.wk(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, K, T, E)
         v = self.wv(x).view(B, T, -1, self.head_dim).transpose(1, 2)          # (B, K, T, E)
-        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
+        return rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope), v
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = self.heads(x, rope)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
         # Without a mask: T tokens that follow nothing are causal; one token behind a prefix sees everything.
@@ -235,11 +240,12 @@ class TinyLLM(nn.Module):
         if end > limit:
             raise ValueError(f"sequence of {end} tokens exceeds the {limit} there is room for "
                              f"(context={self.config.context}); shorten the prompt")
-        positions = torch.arange(start, end, device=tokens.device)            # (T,)
+        rope = self.rope_cos[start:end], self.rope_sin[start:end]             # (T, E/2) each
         if cache is not None and cache.starts is not None:                    # padded rows count from their own start
             starts = cache.starts
-            positions = (positions - starts).clamp(0, self.config.context - 1)[:, None]       # (B, 1, T)
-        rope = self.rope_cos[positions], self.rope_sin[positions]             # (T, E/2) or (B, 1, T, E/2) each
+            positions = torch.arange(start, end, device=tokens.device) - starts               # (B, T)
+            positions = positions.clamp(0, self.config.context - 1)[:, None]                  # (B, 1, T)
+            rope = self.rope_cos[positions], self.rope_sin[positions]         # (B, 1, T, E/2) each
         mask = visible(end - start, end, starts)
         x = self.drop(self.embed(tokens))                                     # (B, T, D)
         for block in self.blocks:

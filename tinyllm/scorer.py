@@ -20,6 +20,9 @@ from tinyllm.options import by_split, encode_all, load_questions
 from tinyllm.shortcuts import accuracies, table
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train_head import STATES, ScorerConfig, train_scorer
+from tinyllm.weights import KINDS, kind_of, read_as
+
+WEIGHTS = opt("fp32", "what the model's matrices are read as; a head was trained on states of fp32", choices=KINDS)
 
 
 @dataclass
@@ -34,6 +37,7 @@ class EvalConfig(Settings):
     data: str = opt("data/options_test.jsonl", "file of questions")
     split: str = opt("all", "only questions whose hash belongs to this split", choices=("all", "train", "val", "test"))
     states: str = STATES
+    weights: str = WEIGHTS
     limit: int = opt(0, "questions to read (0: all)", low=0)
     json: bool = opt(False, "print the result as JSON")
 
@@ -50,14 +54,16 @@ class PredictConfig(Settings):
     data: str = opt("data/options_test.jsonl", "file of questions")
     out: str = opt("", "file to write; empty prints the rows")
     states: str = STATES
+    weights: str = WEIGHTS
     limit: int = opt(0, "questions to read (0: all)", low=0)
     json: bool = opt(False, "print a summary as JSON; needs --out")
 
 
 # --- using a head ---
 
-def load_scorer(folder: str | Path, elsewhere: str = "") -> tuple[Head, TinyLLM, Tokenizer, str]:
-    """(head, its model, tokenizer, fingerprint of the model) of a folder written by train_scorer.
+def load_scorer(folder: str | Path, elsewhere: str = "",
+                weights: str = "fp32") -> tuple[Head, TinyLLM, Tokenizer, str]:
+    """(head, its model, tokenizer, fingerprint of the model's states) of a folder written by train_scorer.
 
     ValueError if the checkpoint is not the one that the head was trained on: its states would mean something else.
     """
@@ -72,12 +78,15 @@ def load_scorer(folder: str | Path, elsewhere: str = "") -> tuple[Head, TinyLLM,
     if digest(found) != settings["fingerprint"]:
         raise ValueError(f"{found} is not the checkpoint that {folder} was trained on; name that with --checkpoint, "
                          "or train the head again")
-    return load_head(folder, settings), *checkpoint.load(found), settings["fingerprint"]
+    model, tokenizer = checkpoint.load(found)
+    kind = kind_of(weights)                                          # other weights, other states
+    fingerprint = settings["fingerprint"] + ("" if kind == "fp32" else f" {kind}")
+    return load_head(folder, settings), read_as(kind, model), tokenizer, fingerprint
 
 
 def evaluate_scorer(config: EvalConfig) -> dict:
     """Accuracy of a head on a file, beside the baselines."""
-    head, model, tokenizer, fingerprint = load_scorer(config.head, config.checkpoint)
+    head, model, tokenizer, fingerprint = load_scorer(config.head, config.checkpoint, config.weights)
     questions, skipped = load_questions([config.data], config.limit)
     questions = questions if config.split == "all" else by_split(questions)[config.split]
     if not questions:
@@ -91,7 +100,7 @@ def evaluate_scorer(config: EvalConfig) -> dict:
 
 def predict(config: PredictConfig) -> list[dict]:
     """The good rows of a file, each with "scores", "probabilities" and "choice"."""
-    head, model, tokenizer, fingerprint = load_scorer(config.head, config.checkpoint)
+    head, model, tokenizer, fingerprint = load_scorer(config.head, config.checkpoint, config.weights)
     questions, _ = load_questions([config.data], config.limit, labelled=False)
     stored = stored_states(config.states, fingerprint, model, encode_all(questions, tokenizer, model.config.context))
     return [question.row | {"scores": score.tolist(), "probabilities": score.softmax(-1).tolist(),
