@@ -11,8 +11,8 @@ ORDER = ["config", "corpus", "clean", "vocabulary", "tokenizer", "chat", "lexico
          "arithmetic", "wordings", "telling", "reading", "exercises", "overlap", "problems", "schoolbook", "choices",
          "parts", "prepare", "data", "model", "induction", "optim", "checkpoint", "parallel", "train", "stage", "plot",
          "pretrain", "sft", "cot_sft", "calculator", "decode", "vote", "generate", "report", "evaluate", "options",
-         "shortcuts", "fork", "head", "train_head", "labels", "fork_speed", "scorer", "anatomy", "peek", "bench",
-         "quickstart"]
+         "shortcuts", "fork", "head", "train_head", "labels", "fork_speed", "scorer", "anatomy", "peek", "timing",
+         "scaling", "bench", "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}
 OPTIONAL = {"matplotlib"}
 
