@@ -33,7 +33,7 @@ Ways = dict[str, tuple[train.LossFn, torch.dtype]]                   # name -> h
 
 @dataclass
 class BenchConfig(ModelConfig):
-    """Measure training and decoding speed on this machine: about 3 minutes for base, 1 for nano.
+    """Measure training and decoding speed on this machine, in a few minutes.
 
     --json prints {"machine", "settings", "rows", "notes"}; a row has "name", "value" (the median), "unit", "ratios"
     (yardstick -> value / yardstick), "runs", "low", "high". Examples:
