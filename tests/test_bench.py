@@ -4,10 +4,11 @@ import json
 import math
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyllm import bench, generate, train
+from tinyllm import bench, generate, scaling, train
 from tinyllm.config import read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 
@@ -78,6 +79,44 @@ def test_a_step_reads_the_tokens_of_a_default_step(model):
     assert step["ratios"]["matmul ceiling"] == pytest.approx(step["value"] / per_second)
 
 
+def test_memory_grows_with_the_tokens_of_a_micro_batch_not_with_the_weights(model):
+    """What a row keeps for the backward pass does not depend on the other rows; what all share (mask, rotations) is
+    little. Each token keeps at least its hidden state before and behind every layer, and its logits."""
+    kept = {shape: scaling.kept_bytes(model, bench.random_batch(model, *shape), torch.float32)
+            for shape in ((1, 12), (1, 24), (1, 48), (2, 48), (4, 48))}
+    assert kept[4, 48] - kept[2, 48] == 2 * (kept[2, 48] - kept[1, 48])
+    assert kept[2, 48] == pytest.approx(2 * kept[1, 48], rel=0.02)
+    assert kept[1, 24] > 1.9 * kept[1, 12] and kept[1, 48] > 1.9 * kept[1, 24]
+    config = model.config
+    assert kept[1, 48] > 48 * 4 * (2 * config.n_layers * config.dim + config.vocab_size)
+    weights = sum(weight.nbytes for weight in model.parameters())
+    assert scaling.kept_bytes(model, bench.random_batch(model, 1, 2), torch.float32) < weights / 4
+
+
+def test_what_several_operations_keep_is_in_memory_once(model, monkeypatch):
+    """Query, key and value all read one normed state: three references, one piece of memory."""
+    monkeypatch.setattr(scaling, "next_token_loss", lambda model, batch: (
+        (model.norm.weight.exp().view(4, 8) * 2).square().sum(), None))
+    one = scaling.kept_bytes(model, None, torch.float32)
+    monkeypatch.setattr(scaling, "next_token_loss", lambda model, batch: (
+        (state := model.norm.weight.exp() * 2) @ state.view(4, 8).flatten() + state.view(2, 16).square().sum(), None))
+    assert scaling.kept_bytes(model, None, torch.float32) == one == 2 * 32 * 4          # exp() keeps its result, too
+
+
+def test_a_curve_leaves_out_the_points_that_are_known_and_the_threads_as_they_were(model):
+    """Eight times the length, twice the rows, twice the layers; nothing is timed twice."""
+    before = torch.get_num_threads()
+    rows = scaling.measure_scaling(model.config, 8, 6, 100.0, torch.float32, 1, 0.0,
+                                   known=["forward+backward 4x12, eager float32"])
+    assert torch.get_num_threads() == before
+    names = [row["name"] for row in rows]
+    assert names[:4] == [f"forward+backward {shape}, eager float32" for shape in ("16x3", "8x6", "2x24", "1x48")]
+    assert names[4:8] == [f"forward+backward {n}x6, eager float32" for n in (1, 2, 4, 16)]
+    assert names[8:13] == [f"kept for backward, 1x{t}" for t in (3, 6, 12, 24, 48)]
+    assert [name.split(",")[1] for name in names[13:]] == [" 1 layers", " 3 layers", " 6 layers", " threads: 1",
+                                                            " threads: 2"]
+
+
 def test_the_command_prints_the_documented_json(no_compiler, capsys):
     """Every number has a unit, is positive and finite, and stands beside a yardstick."""
     bench.main([*TINY, "--json"])
@@ -94,8 +133,12 @@ def test_the_command_prints_the_documented_json(no_compiler, capsys):
     assert len(names) == len(set(names))
     for wanted in ("matmul", "memory read", "training step 128x16", "forward+backward 128x16, eager float32",
                    "forward+backward 128x16, textbook", "optimizer step, adamw", "optimizer step, muon",
-                   "decode, 1 continuation, fp32", "decode, 5 continuations, fp32", "decode, 1 continuation, int8",
-                   "decode, 5 continuations, int8", "decode, textbook"):
+                   "forward+backward 64x32, eager float32", "forward+backward 16x128, eager float32",
+                   "forward+backward 256x16, eager float32", "forward+backward 16x16, eager float32",
+                   "kept for backward, 1x8", "kept for backward, 1x128", "128x16, 1 layers", "128x16, 2 layers",
+                   "128x16, threads: 1", "128x16, threads: 2", "decode, 1 continuation, fp32",
+                   "decode, 5 continuations, fp32", "decode, 1 continuation, int8", "decode, 5 continuations, int8",
+                   "decode, textbook"):
         assert any(name.startswith(wanted) for name in names), wanted
 
 

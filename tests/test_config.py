@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tinyllm.config import Settings, command, opt, read_command, read_settings
+from tinyllm.config import RECIPES, Settings, command, opt, read_command, read_settings
+from tinyllm.cot_sft import CoTConfig
 from tinyllm.model import ModelConfig
 from tinyllm.pretrain import PretrainConfig
+from tinyllm.sft import SFTConfig
 
 
 @dataclass
@@ -44,6 +46,27 @@ def test_preset_gives_way_to_file_and_flag(tmp_path):
     file.write_text('{"preset": "nano", "ffn_dim": 99}')
     config = read_settings(PretrainConfig, "pretrain", ["--config", str(file), "--n-layers", "3"])
     assert (config.dim, config.ffn_dim, config.n_layers) == (256, 99, 3)
+
+
+def test_a_recipe_gives_way_to_file_and_flag_but_not_to_the_preset(tmp_path):
+    """The preset says what is trained and the recipe how: `nano` has a rate of its own, for `fast` alone."""
+    file = tmp_path / "run.json"
+    file.write_text('{"recipe": "classic", "clip": 0.5, "warmup_steps": 9}')
+    flags = ["--config", str(file), "--preset", "nano"]
+    config = read_settings(PretrainConfig, "pretrain", [*flags, "--warmup-steps", "3"])
+    assert (config.lr, config.effective_batch_size, config.clip, config.warmup_steps) == (3e-4, 64, 0.5, 3)
+    assert (config.dim, config.recipe) == (256, "classic")
+    fast = read_settings(PretrainConfig, "pretrain", [*flags, "--recipe", "fast"])
+    assert (fast.lr, fast.effective_batch_size, fast.optimizer, fast.clip) == (4e-3, 8, "muon", 0.5)
+
+
+@pytest.mark.parametrize("cls", [PretrainConfig, SFTConfig, CoTConfig])
+def test_the_classic_recipe_is_the_same_in_every_stage(cls):
+    """What a stage does not have (a fine-tuned model's shape is given) is left out; everything else must arrive."""
+    config, fields = read_settings(cls, "stage", ["--recipe", "classic"]), cls.__dataclass_fields__
+    assert (config.optimizer, config.lr, config.effective_batch_size, config.schedule) == ("adamw", 3e-4, 64, "cosine")
+    assert all(getattr(config, name) == value for name, value in RECIPES["classic"].items() if name in fields)
+    assert RECIPES["classic"].keys() - fields.keys() == (set() if cls is PretrainConfig else {"induction", "qk_norm"})
 
 
 def test_base_is_the_default_preset():

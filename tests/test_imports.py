@@ -12,7 +12,7 @@ ORDER = ["config", "corpus", "clean", "vocabulary", "tokenizer", "chat", "lexico
          "parts", "prepare", "data", "model", "induction", "optim", "checkpoint", "parallel", "train", "stage", "plot",
          "pretrain", "sft", "cot_sft", "calculator", "decode", "vote", "weights", "generate", "report", "evaluate",
          "options", "shortcuts", "fork", "head", "train_head", "labels", "fork_speed", "scorer", "anatomy", "peek",
-         "bench", "quickstart"]
+         "timing", "scaling", "bench", "plan", "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}
 OPTIONAL = {"matplotlib"}
 

@@ -64,6 +64,27 @@ def test_the_same_seed_gives_the_same_loss(data, tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_the_classic_recipe_learns_less_from_equal_tokens(data, tmp_path, capsys):
+    """It spends them on a few large, careful steps: 64 rows each, where `fast` takes 16 times as many of 4 rows. Both
+    begin knowing nothing; only `classic` begins with nothing but noise in its weights."""
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({key: value for key, value in TINY.items() if key != "start_context"} | {
+        "data": data, "max_tokens": 24_576, "val_every": 1000, "json": True}))
+
+    def run(recipe):
+        pretrain.main(["--config", str(settings), "--recipe", recipe, "--out", str(tmp_path / recipe)])
+        return json.loads(capsys.readouterr().out)
+
+    fast, classic = run("fast"), run("classic")
+    assert (fast["steps"], classic["steps"]) == (192, 12) and fast["tokens"] == classic["tokens"]
+    assert fast["bits_per_byte"] < 0.8 * classic["bits_per_byte"]
+    shapes = [checkpoint.load(tmp_path / recipe)[0].config for recipe in ("fast", "classic")]
+    assert [shape.qk_norm for shape in shapes] == [True, False]
+    with pytest.raises(SystemExit) as exit:
+        pretrain.main(["--config", str(settings), "--out", str(tmp_path / "classic")])
+    assert exit.value.code == 2 and "was trained with --recipe classic, not fast" in capsys.readouterr().err
+
+
 def test_without_limits_a_run_takes_an_hour():
     """A default that works: the clock ends it, and the schedule knows when."""
     assert PretrainConfig().max_minutes == 60.0 and PretrainConfig(max_steps=5).max_minutes == 0

@@ -379,6 +379,13 @@ def test_a_folder_with_another_model_is_refused(tmp_path, tokenizer):
         stage(tmp_path, tokenizer, shape=replace(SHAPE, n_layers=3))
 
 
+def test_a_folder_of_another_recipe_is_refused(tmp_path, tokenizer):
+    """A curve whose first half is of one recipe and whose second half of the other says nothing about either."""
+    stage(tmp_path, tokenizer)
+    with pytest.raises(ValueError, match=r"was trained with --recipe fast, not classic; resume with that, .*--restart"):
+        stage(tmp_path, tokenizer, replace(CONFIG, recipe="classic", max_steps=30))
+
+
 def test_resuming_with_other_tokens_is_refused(tmp_path, tokenizer):
     """Token 300 would suddenly mean another word, and the loss would jump without a reason in sight."""
     stage(tmp_path / "run", tokenizer)

@@ -13,7 +13,6 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +22,10 @@ import torch.nn.functional as F
 
 from tinyllm import generate, train
 from tinyllm.config import command, opt, part, read_settings
-from tinyllm.data import Batch, next_token_batch
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.optim import make_optimizers
+from tinyllm.scaling import measure_scaling
+from tinyllm.timing import alternate, flops_per_token, forward_backward, make_row, random_batch, timed
 from tinyllm.weights import kind_of, read_as
 
 TEXTBOOK = Path(__file__).resolve().parents[1] / "tests" / "reference.py"
@@ -34,7 +34,7 @@ Ways = dict[str, tuple[train.LossFn, torch.dtype]]                   # name -> h
 
 @dataclass
 class BenchConfig(ModelConfig):
-    """Measure training and decoding speed on this machine: about 3 minutes for base, 1 for nano.
+    """Measure training and decoding speed on this machine, in a few minutes.
 
     --json prints {"machine", "settings", "rows", "notes"}; a row has "name", "value" (the median), "unit", "ratios"
     (yardstick -> value / yardstick), "runs", "low", "high". Examples:
@@ -68,35 +68,6 @@ class BenchConfig(ModelConfig):
                 raise ValueError(f"--shapes takes ROWSxTOKENS of at most context={self.context} tokens, not {shape!r}")
 
 
-def make_row(name: str, values: list[float], unit: str, yardsticks: dict[str, float]) -> dict:
-    """One number with its context, as --json prints it; the yardsticks are in the same unit as the values."""
-    value = statistics.median(values)
-    return {"name": name, "value": value, "unit": unit, "runs": len(values), "low": min(values), "high": max(values),
-            "ratios": {other: value / size for other, size in yardsticks.items()}}
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds that `run` takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def alternate(jobs: dict[str, Callable[[], float]], repeats: int, seconds: float) -> dict[str, list[float]]:
-    """What each job returned (its seconds), run in turn, A B C A B C, so that a busy moment hits all alike.
-
-    A job stops after `repeats`, or when one more run of it would exceed the `seconds` of all; each runs at least once.
-    """
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    spent = 0.0
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            if not times[name] or spent + times[name][-1] <= seconds:
-                times[name].append(job())
-                spent += times[name][-1]
-    return times
-
-
 # --- yardsticks ---
 
 def matmul_rates(repeats: int, size: int = 2048) -> dict[str, list[float]]:
@@ -115,17 +86,6 @@ def read_rates(repeats: int, n_bytes: int = 256 << 20) -> list[float]:
     numbers = torch.ones(n_bytes // 8, dtype=torch.int64)
     numbers.sum()
     return [n_bytes / timed(numbers.sum) / 1e9 for _ in range(repeats)]
-
-
-def flops_per_token(config: ModelConfig, length: int) -> int:
-    """Floating-point operations of forward + backward per token of a row of `length`: 6 per matrix weight + attention.
-
-    Forward multiplies and adds once per weight, backward twice (Kaplan et al. 2020, arXiv:2001.08361). The embedding
-    counts once, as the head: looking up a row multiplies nothing. Attention counts the full (T, T) square.
-    """
-    with torch.device("meta"):
-        weights = sum(weight.numel() for weight in TinyLLM(config).parameters() if weight.ndim == 2)
-    return 6 * weights + 12 * config.n_layers * config.n_heads * config.head_dim * length
 
 
 def load_textbook(path: Path) -> ModuleType | None:
@@ -164,20 +124,6 @@ def loss_functions(model: TinyLLM, textbook: ModuleType | None, dtype: torch.dty
             textbook.logits(model, batch.tokens).flatten(0, 1), batch.targets.flatten(), reduction="sum"),
             torch.tensor(batch.targets.numel())), torch.float32)
     return ways
-
-
-def random_batch(model: TinyLLM, rows: int, length: int) -> Batch:
-    return next_token_batch(torch.randint(model.config.vocab_size, (rows, length + 1)))
-
-
-def forward_backward(model: TinyLLM, batch: Batch, loss_fn: train.LossFn, dtype: torch.dtype) -> float:
-    """Seconds from tokens to the gradients of every weight."""
-    model.train().zero_grad()
-    started = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        loss, _ = loss_fn(model, batch)
-    loss.backward()
-    return time.perf_counter() - started
 
 
 def measure_steps(model: TinyLLM, rows: int, length: int, gflops: float, config: train.TrainConfig,
@@ -276,7 +222,7 @@ def bench(config: BenchConfig) -> dict:
     tell = lambda text: print(f"measuring {text} ...", file=sys.stderr)
     shapes = [tuple(map(int, shape.split("x"))) for shape in config.shapes]
     model, dtype, textbook = TinyLLM(part(ModelConfig, config)), train.pick_dtype(config.dtype), load_textbook(TEXTBOOK)
-    repeats, seconds = config.repeats, config.seconds / (2 * len(shapes) + 2)      # an equal share for each group
+    repeats, seconds = config.repeats, config.seconds / (2 * len(shapes) + 6)      # an equal share for each group
 
     tell("matrix products and memory")
     matmul, read = matmul_rates(repeats), read_rates(repeats)
@@ -296,6 +242,8 @@ def bench(config: BenchConfig) -> dict:
     for rows, length in shapes:
         tell(f"forward + backward of {rows}x{length}")
         found += measure_gradients(model, rows, length, gflops, ways, repeats, seconds)
+    tell("other contexts, batches, sizes and threads")
+    found += measure_scaling(model.config, *shapes[0], gflops, dtype, repeats, seconds, [row["name"] for row in found])
     tell("optimizers")
     found += measure_optimizers(model, dtype, step_seconds, repeats, seconds)
     tell("decoding")

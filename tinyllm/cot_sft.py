@@ -24,6 +24,7 @@ class CoTConfig(SFTConfig):
       python -m tinyllm.cot_sft
       python -m tinyllm.cot_sft --max-minutes 10
       python -m tinyllm.cot_sft --data gsm8k.jsonl.gz --plain-share 0 --out checkpoints/mine
+      python -m tinyllm.cot_sft --recipe classic --max-minutes 10 --out checkpoints/classic
     """
 
     data: list[str] = opt([], "files of rows with steps; data/cot_train.jsonl if absent")

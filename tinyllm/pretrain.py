@@ -31,6 +31,8 @@ class PretrainConfig(ModelConfig, TrainConfig):
       python -m tinyllm.pretrain --preset nano --max-minutes 10
       python -m tinyllm.prepare --input my_books/ --out data/books
       python -m tinyllm.pretrain --data data/books --out checkpoints/books --max-minutes 480
+    The same minutes with the plain recipe for large models, to compare:
+      python -m tinyllm.pretrain --preset nano --max-minutes 10 --recipe classic --out checkpoints/classic
     Several processes share the rows of each step:
       torchrun --nproc_per_node 2 -m tinyllm.pretrain
     """

@@ -39,7 +39,7 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
             if config.restart and leads:
                 for old in [*folder.glob("step-*"), *folder.glob("damaged-step-*")]:
                     shutil.rmtree(old)
-            resume = None if config.restart else load_run(folder, model, tokenizer)
+            resume = None if config.restart else load_run(folder, model, tokenizer, config.recipe)
         step = resume[0].step if resume else 0
         if resume and leads:
             print(f"resuming {folder} at step {step:,}", file=sys.stderr)
@@ -69,10 +69,12 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
     return state
 
 
-def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer) -> tuple[TrainState, dict[str, Tensor]] | None:
+def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
+             recipe: str) -> tuple[TrainState, dict[str, Tensor]] | None:
     """Puts the newest whole state of `folder` into `model`; returns it with its optimizer tensors, or None if empty.
 
-    A damaged state is set aside with a line on stderr, and the one before it is used.
+    A damaged state is set aside with a line on stderr, and the one before it is used. ValueError if the run is of
+    another recipe, shape or tokenizer.
     """
     for newest in reversed(checkpoint.steps(folder)):
         try:
@@ -83,6 +85,10 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer) -> tuple[TrainS
             print(f"{error}; set aside as damaged-{newest.name}", file=sys.stderr)
             newest.rename(folder / f"damaged-{newest.name}")
             continue
+        its_recipe = read_json(newest / "config.json").get("settings", {}).get("recipe", TrainConfig.recipe)
+        if its_recipe != recipe:
+            raise ValueError(f"{folder} was trained with --recipe {its_recipe}, not {recipe}; resume with that, choose "
+                             "another --out, or begin again with --restart")
         if stored.config != model.config:
             raise ValueError(f"{folder} holds a model of another shape; choose another --out, or begin again with "
                              "--restart")

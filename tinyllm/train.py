@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm import optim, parallel
-from tinyllm.config import Settings, opt
+from tinyllm.config import RECIPES, Settings, opt
 from tinyllm.data import IGNORE, Batch
 from tinyllm.model import Block
 
@@ -28,6 +28,9 @@ LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 class TrainConfig(Settings):
     """What every stage of training can be told."""
 
+    recipe: str = opt("fast", "fast: what learns most in a minute on a CPU; classic: what most code for large models "
+                              "does, to see the difference: AdamW 3e-4, 64 rows a step, cosine, no start_context, no "
+                              "planted heads, no QK-norm; single flags win over it", choices=tuple(RECIPES))
     max_steps: int = opt(0, "stop after this many optimizer steps (0: no limit)", low=0)
     max_tokens: int = opt(0, "stop after this many training tokens (0: no limit)", low=0)
     max_minutes: float = opt(0.0, "stop after this many minutes (0: no limit); the clock then drives the schedule, "
