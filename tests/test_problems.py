@@ -318,6 +318,7 @@ def test_sequences_clocks_and_weekdays_are_right(sample):
             n = int(re.search(r"\d+", row.user)[0])
             back = re.search(r"ago|before|天前|以前|往前", row.user)
             assert row.final == shown[(start - n if back else start + n) % 7], row
+            assert row.steps[0].replace(" ", "") == f"{shown[start]}{'-' if back else '+'}{n}", row    # before counting
             seen.add("day")
         elif len(given := [int(text) for text in re.findall(r"\d+", row.user)]) > 2:
             assert {int(value) for value in continuations(given)} == {int(row.final)}, row

@@ -235,22 +235,24 @@ def _clock(rng: random.Random, language: str, hard: bool) -> Exercise:
     (h, m), (i, n) = divmod(start, 60), divmod(end, 60)
     hours, minutes = divmod(long, 60)
     time = lambda hour, minute: f"{hour}:{minute:02}"
-    kind, steps = rng.choice(("end", "start", "long")), []
+    kind, steps, shown = rng.choice(("end", "start", "long")), [], _duration(hours, minutes, language, rng)
+    if kind != "long" and hours and str(long) in shown:              # 75 minutes: an hour and the rest
+        steps = [f"{long}-60={minutes}"]
     if kind == "end":
-        steps = [f"{m}+{minutes}={m + minutes}"]
+        steps += [f"{m}+{minutes}={m + minutes}"]
         if m + minutes > 59:
             steps += [f"{m + minutes}-60={n}", f"{h}+1={h + 1}"]
         steps += [f"{i - hours}+{hours}={i}"] if hours else []
     else:                                                        # minutes first; short of minutes, borrow an hour
         take, fewer, gone = (minutes, hours, m) if kind == "start" else (m, h, minutes)
         borrow = n < take
-        steps = [f"{n}+60={n + 60}", f"{i}-1={i - 1}"] if borrow else []
+        steps += [f"{n}+60={n + 60}", f"{i}-1={i - 1}"] if borrow else []
         steps += [f"{n + 60 * borrow}-{take}={gone}"]
         steps += [f"{i - borrow}-{fewer}={i - borrow - fewer}"] if fewer else []
         if kind == "long" and hours:
             steps += [f"{hours}*60={hours * 60}", f"{hours * 60}+{minutes}={long}"]
     roles = {"s": time(h, m), "e": time(i, n), "A": rng.choice(choices("person")), "n": long,
-             "d": _duration(hours, minutes, language, rng)}
+             "d": shown}
     final = {"end": time(i, n), "start": time(h, m), "long": str(long)}[kind]
     return ask(f"clock/{kind}", roles, language, rng, words=0), [*steps, final], final
 
@@ -267,9 +269,12 @@ def _weekday(rng: random.Random, language: str, hard: bool) -> Exercise:
     """The day of the week some days from now or ago: whole weeks taken out, the rest counted."""
     day, n, back = rng.randrange(7), rng.randint(30, 90) if hard else rng.randint(3, 30), rng.random() < 0.35
     days = [name(key, language) for key in DAYS]
-    steps = [f"{n // 7}*7={n // 7 * 7}", f"{n}-{n // 7 * 7}={n % 7}"] if n > 6 else []
+    sign = "-" if back else "+"
+    steps = [days[day] + spaced(f" {sign} ", language) + str(n)]
+    steps += [f"{n // 7}*7={n // 7 * 7}", f"{n}-{n // 7 * 7}={n % 7}"] if n > 6 else []
     row = [days[(day + (-k if back else k)) % 7] for k in range(n % 7 + 1)]
-    steps += [spaced(", ", language).join(f"{k}{spaced(' ', language)}{step}" for k, step in enumerate(row))]
+    counted = [f"{sign}{k}{spaced(' ', language)}{step}" for k, step in enumerate(row)]
+    steps += [spaced(", ", language).join([row[0], *counted[1:]])]
     roles = {"D": days[day], "n": n, "A": rng.choice(choices("person"))}
     return ask(f"calendar/{'back' if back else 'on'}", roles, language, rng), steps, row[-1]
 
