@@ -39,7 +39,8 @@ class Curve(NamedTuple):
 # python -m tinyllm.pretrain --preset P --data data/P --out checkpoints/P_N --max-tokens N --compile on
 # Three numbers of tokens make a curve; until base has them, its loss is unknown.
 CURVES = {
-    "nano": Curve(((61_440, 2.429), (151_552, 1.944), (600_064, 0.984)), 10_920_895),
+    "nano": Curve(((61_440, 2.429), (94_208, 2.242), (151_552, 1.944), (524_288, 1.060), (600_064, 0.984),
+                   (962_560, 0.775)), 10_920_895),
     "base": Curve(((40_960, 2.012),), 9_205_724),
 }
 
