@@ -14,7 +14,7 @@ from tinyllm.data import Batch
 SMALL = ["--dim", "32", "--n-layers", "2", "--n-heads", "2", "--n-kv-heads", "2", "--ffn-dim", "48", "--context", "32",
          "--effective-batch-size", "3", "--batch-size", "1", "--dtype", "float32", "--compile", "off",
          "--warmup-steps", "1", "--val-every", "6", "--val-tokens", "500", "--start-context", "0", "--save-every", "3",
-         "--max-steps", "6", "--json"]
+         "--max-steps", "6", "--lr", "0.01", "--muon-lr", "0.05", "--json"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_two_processes_are_one_trainer_with_the_same_batch(data, tmp_path):
     alone = pretrain(1, data, tmp_path / "one")
     together = pretrain(2, data, tmp_path / "two")
     assert len(alone) == len(together) == 6
-    assert together == pytest.approx(alone, abs=2e-4) and alone[-1] < alone[0] - 0.1
+    assert together == pytest.approx(alone, abs=2e-4) and min(alone) < alone[0] - 0.3
     one, two = (checkpoint.load(tmp_path / name)[0].state_dict() for name in ("one", "two"))
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-3)
