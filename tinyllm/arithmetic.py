@@ -107,6 +107,7 @@ def in_digits(sign: str, a: int, b: int, result: int) -> list[str]:
     perhaps a carry.
 
     347+58: 347+50=397, 397+8=405. 405-58: 405-50=355, 355-8=347. 78*35: 70*30=2100, 70*5=350, 2100+300=2400 ...
+    The number with fewer digits is taken apart, of equal ones the second: which is larger need not be known.
     """
     large, small = (b, a) if sign != "-" and len(str(a)) < len(str(b)) else (a, b)
     lines, total = [], large if sign != "*" else 0
