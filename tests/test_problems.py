@@ -137,6 +137,7 @@ def test_in_chinese_a_word_of_a_step_is_the_token_it_was_in_the_question(sample)
 def test_a_solution_fulfils_its_equation(sample):
     """Putting the answer in place of the letter makes both sides equal."""
     for row in of(sample, "equation"):
+        assert all(not said.endswith(f"={line}") for said, line in itertools.pairwise(row.steps)), row       # not twice
         left, right = normalise(row.user).split("=")
         assert exact(left, x=int(row.final)) == exact(right, x=int(row.final)), row
 
@@ -322,8 +323,21 @@ def test_sequences_clocks_and_weekdays_are_right(sample):
             seen.add("day")
         elif len(given := [int(text) for text in re.findall(r"\d+", row.user)]) > 2:
             assert {int(value) for value in continuations(given)} == {int(row.final)}, row
+            assert row.steps[0].startswith(f"{max(given[:2])}-{min(given[:2])}"), row       # before a rule is chosen
             seen.add("sequence")
     assert seen == {"day", "sequence"}
+
+
+def test_minutes_that_are_more_than_an_hour_are_taken_apart_first():
+    """75 minutes after 15:30: that 75 is an hour and 15 would else be done in the head, between two tokens."""
+    checked = 0
+    for index in range(400):
+        row = problem(index, family="series", language="en")
+        long = re.search(r"(?<!and )\b(\d+) minutes", row.user)
+        if long and "hour" not in row.user and re.search(r"\d:\d\d$", row.final):
+            assert row.steps[0].endswith(f"-60={int(long[1]) - 60}") == (int(long[1]) > 59), row
+            checked += int(long[1]) > 59
+    assert checked > 3
 
 
 def test_reading_answers_come_from_the_record_of_events(sample):

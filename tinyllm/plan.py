@@ -37,7 +37,8 @@ class Curve(NamedTuple):
 
 # python -m tinyllm.prepare --preset P --out data/P
 # python -m tinyllm.pretrain --preset P --data data/P --out checkpoints/P_N --max-tokens N --compile on
-# Three numbers of tokens make a curve; until base has them, its loss is unknown.
+# (three of nano's with --max-minutes instead; docs/log.md). Three numbers of tokens make a curve; until base has them,
+# its loss is unknown.
 CURVES = {
     "nano": Curve(((61_440, 2.429), (94_208, 2.242), (151_552, 1.944), (524_288, 1.060), (600_064, 0.984),
                    (962_560, 0.775)), 10_920_895),
