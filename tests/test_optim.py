@@ -56,16 +56,32 @@ def test_frozen_weights_are_left_alone(model):
 
 
 def test_muon_steps_equally_far_in_every_direction():
-    """A gradient with singular values 100 and 0.01 becomes a step with both near 1."""
+    """A gradient with singular values 100 and 1 becomes a step with both near 1."""
     u, v = torch.linalg.qr(torch.randn(6, 6))[0], torch.linalg.qr(torch.randn(6, 6))[0]
-    gradient = u @ torch.diag(torch.tensor([100.0, 10, 3, 1, 0.5, 0.3])) @ v.T
-    values = torch.linalg.svdvals(optim.orthogonalise(gradient, iterations=8))
+    gradient = u @ torch.diag(torch.tensor([100.0, 50, 10, 5, 2, 1.1])) @ v.T
+    values = torch.linalg.svdvals(optim.orthogonalise(gradient))
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+def test_muon_moves_every_row_equally_far_in_the_long_run():
+    """Of three directions for eight neurons, some neurons get a large share of each step and others hardly any, until
+    their rows are scaled by what they usually get. The length of the whole step stays what the rate says."""
+    weight = nn.Parameter(torch.zeros(8, 3))
+    loud = torch.tensor([5.0, 3, 1, 1, 0.5, 0.2, 0.1, 0.1])[:, None]
+    muon, moved, raw = optim.Muon([weight], 0.1), torch.zeros(8), torch.zeros(8)
+    for _ in range(40):
+        before, weight.grad = weight.detach().clone(), loud * torch.randn(8, 3)
+        muon.step()
+        took = weight.detach() - before
+        assert took.norm() == pytest.approx(0.1 * (8 / 3) ** 0.5 * 3 ** 0.5, rel=0.3)        # three directions
+        moved += took.norm(dim=1)
+        raw += optim.orthogonalise(weight.grad).norm(dim=1)
+    assert raw.max() / raw.min() > 10 and moved.max() / moved.min() < 3
+
+
 def test_our_muon_moves_as_the_one_in_torch():
-    """A reference written by others takes an iteration more from a looser bound: other singular values between 0.7 and
-    1.2, the same direction."""
+    """A reference written by others takes five iterations from a looser bound and leaves the rows as they are: other
+    singular values near 1, the same direction."""
     ours, theirs = (nn.Linear(16, 24, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     start = ours.weight.detach().clone()
@@ -78,16 +94,16 @@ def test_our_muon_moves_as_the_one_in_torch():
             (layer(x) - x.repeat(1, 2)[:, :24]).square().mean().backward()
             optimizer.step()
     a, b = (weight.detach() - start for weight in (ours.weight, theirs.weight))
-    assert (a * b).sum() > 0.98 * a.norm() * b.norm() and 0.9 < a.norm() / b.norm() < 1.1 and b.norm() > 0.1
+    assert (a * b).sum() > 0.98 * a.norm() * b.norm() and 0.8 < a.norm() / b.norm() < 1.2 and b.norm() > 0.1
 
 
-def test_four_iterations_are_enough_for_small_singular_values():
-    """Singular values that span three powers of ten: as many come near 1 as with one iteration more from the norm."""
+def test_three_iterations_are_enough_for_small_singular_values():
+    """Singular values that span three powers of ten: those above a hundredth of the largest come near 1."""
     u, v = torch.linalg.qr(torch.randn(64, 64))[0], torch.linalg.qr(torch.randn(160, 64))[0]
     spread = u @ torch.diag(torch.logspace(0, -3, 64)) @ v.T                                 # (64, 160)
     for matrix in (spread, spread.T):
         values = torch.linalg.svdvals(optim.orthogonalise(matrix))
-        assert (values > 0.6).float().mean() > 0.65 and values.max() < 1.25
+        assert (values > 0.6).float().mean() > 0.65 and values.max() < 1.3
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -120,5 +136,9 @@ def test_state_of_another_optimizer_is_refused(model):
     for optimizer in muon:
         optimizer.step()
     adamw = optim.make_optimizers(model, "adamw", lr=1e-3, muon_lr=0.02, weight_decay=0.1)
+    kept = optim.state_tensors(model, muon)
     with pytest.raises(ValueError, match=r"does not fit this run.*--optimizer"):
-        optim.load_state_tensors(model, adamw, optim.state_tensors(model, muon))
+        optim.load_state_tensors(model, adamw, kept)
+    older = {name: tensor for name, tensor in kept.items() if not name.endswith(":rows")}
+    with pytest.raises(ValueError, match=r"earlier version.*--restart"):
+        optim.load_state_tensors(model, optim.make_optimizers(model, "muon", lr=1, muon_lr=1, weight_decay=0), older)

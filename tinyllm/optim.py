@@ -1,7 +1,8 @@
 """How weights move: parameter groups, AdamW and Muon, and schedules as pure functions of numbers.
 
-Muon moves every hidden matrix by an orthogonal step, so that weak directions learn as fast as strong ones; embeddings
-and norms keep AdamW. Explained by tests/test_optim.py, which compares Muon with a singular value decomposition.
+Muon moves every hidden matrix by an orthogonal step, so that weak directions learn as fast as strong ones, and no row
+slower than another; embeddings and norms keep AdamW. Explained by tests/test_optim.py, which compares Muon with a
+singular value decomposition.
 """
 
 import math
@@ -47,38 +48,45 @@ def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter
     return {kind: members for kind, members in groups.items() if members}
 
 
-def orthogonalise(matrix: Tensor, iterations: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
+# (a, b, c) of each iteration below: of all odd polynomials of degree 5 the ones that bring singular values between 0.01
+# and 1 nearest to 1 in three rounds, as Amsel et al. 2025 ("Polar Express", arXiv:2505.16932) derive them.
+NEWTON_SCHULZ = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
+
+
+def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`matrix` (m, n) with its singular values moved near 1: about U V^T of U S V^T.
 
-    Newton-Schulz iteration on X X^T, only matrix products, with the coefficients of Jordan et al. 2024, "Muon": they
-    grow small singular values fast and leave all between about 0.7 and 1.2, near enough for a direction. It must start
-    with no singular value above 1: the root of |X X^T| is a closer bound of the largest one than |X|, and saves an
-    iteration.
+    Newton-Schulz iteration on X X^T (Jordan et al. 2024, "Muon"), only matrix products: what was above a hundredth of
+    the largest singular value ends between 0.7 and 1.3, near enough for a direction. It must start with none above 1:
+    the root of |X X^T| is a closer bound of the largest one than |X|; the hundredth on top is for rounding.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.to(dtype)
     tall = x.shape[0] > x.shape[1]
     x = x.mT if tall else x                                          # the smaller side makes the smaller X X^T
     x = x / (x.norm() + 1e-7)
-    for iteration in range(iterations):
+    for iteration, (a, b, c) in enumerate(NEWTON_SCHULZ):
         gram = x @ x.mT                                              # (m, m)
         if iteration == 0:
-            bound = gram.norm().sqrt() + 1e-7
+            bound = 1.01 * gram.norm().sqrt() + 1e-7
             x, gram = x / bound, gram / bound ** 2
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)      # a X + (b G + c G G) X
     return (x.mT if tall else x).to(matrix.dtype)
 
 
+MUON_STATE = {"momentum", "rows"}                                    # what it remembers of a matrix
+
+
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is orthogonalised, for matrices only. Jordan et al. 2024, https://kellerjordan.github.io.
+    """Momentum whose step is orthogonalised, for matrices only (Jordan et al. 2024, https://kellerjordan.github.io),
+    and then shared out evenly among its rows, one a neuron (Li et al. 2025, "NorMuon", arXiv:2510.05491).
 
     `lr` is the length of a step in every direction of the matrix (times sqrt(rows / columns) for tall ones); `dtype`
     is that of the matrix products inside a step.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
-                 dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, memory: float = 0.95,
+                 weight_decay: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "memory": memory, "weight_decay": weight_decay})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -89,13 +97,16 @@ class Muon(torch.optim.Optimizer):
                     continue
                 state = self.state[weight]
                 if not state:
-                    state["momentum"] = torch.zeros_like(weight)
+                    state["momentum"], state["rows"] = torch.zeros_like(weight), torch.zeros_like(weight[:, :1])
                 state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(state["momentum"], group["momentum"])                   # Nesterov: look ahead
+                step = orthogonalise(ahead, dtype=self.dtype)                                    # (rows, columns)
+                state["rows"].lerp_(step.square().mean(1, keepdim=True), 1 - group["memory"])    # (rows, 1)
+                even = step / (state["rows"].sqrt() + 1e-8)
                 rows, columns = weight.shape
-                scale = group["lr"] * max(1, rows / columns) ** 0.5
+                length = group["lr"] * max(1, rows / columns) ** 0.5 * step.norm() / (even.norm() + 1e-8)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(orthogonalise(ahead, dtype=self.dtype), alpha=-scale)
+                weight.sub_(even * length)
 
 
 def make_optimizers(model: nn.Module, name: str, *, lr: float, muon_lr: float, weight_decay: float,
@@ -140,7 +151,11 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
     for name, tensor in tensors.items():
         weight_name, _, key = name.rpartition(":")
         owner = owners.get(weights.get(weight_name))
-        if owner is None or (key == "momentum") != isinstance(owner, Muon):
+        if owner is None or (key in MUON_STATE) != isinstance(owner, Muon):
             raise ValueError(f"optimizer state {name!r} does not fit this run; resume with the --optimizer it was "
                              "started with, or begin again with --restart")
         owner.state[weights[weight_name]][key] = tensor.clone()
+    if any(isinstance(owner, Muon) and set(owner.state[weight]) not in (set(), MUON_STATE)
+           for weight, owner in owners.items() if weight in owner.state):
+        raise ValueError("the optimizer state was written by an earlier version, whose Muon remembered less; begin "
+                         "again with --restart")
