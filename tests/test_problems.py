@@ -91,8 +91,10 @@ def test_a_sum_is_what_python_makes_of_it(sample, family):
 
 def test_the_line_between_two_steps_is_what_remains_of_the_expression(sample):
     """Half worked out, an expression is still worth the same; and the next step stands in the line above it."""
-    assert rewritten("2*(3+4)-6/3") == (["3+4=7", "2*7-6/3", "2*7=14", "14-6/3", "6/3=2", "14-2=12"], 12)
-    assert rewritten("2-(3-9)*2") == (["3-9=-6", "2-(-6)*2", "-6*2=-12", "2-(-12)", "12+2=14", "2-(-12)=14"], 14)
+    whole = "2*(3+4)-6/3"
+    assert rewritten(whole) == ([whole, "3+4=7", "2*7-6/3", "2*7=14", "14-6/3", "6/3=2", "14-2=12"], 12)
+    whole = "2-(3-9)*2"
+    assert rewritten(whole) == ([whole, "3-9=-6", "2-(-6)*2", "-6*2=-12", "2-(-12)", "12+2=14", "2-(-12)=14"], 14)
     remaining, operations = 0, 0
     for row in of(sample, "expression"):
         for place, line in enumerate(row.steps):
@@ -105,6 +107,40 @@ def test_the_line_between_two_steps_is_what_remains_of_the_expression(sample):
             after = itertools.takewhile(lambda step: "=" in step, row.steps[place + 1:])
             assert exact(line) in [exact(step.split("=")[1]) for step in after], (line, row)
     assert remaining > 20 and operations > 20
+
+
+def test_in_a_column_every_digit_is_the_last_one_of_what_is_left(sample):
+    """Which digit is the third from the right, and whether to borrow, are hard to say in one go: so what is left of
+    both numbers stands above each pair of digits, and the digits stand side by side before the loan."""
+    checked = {"+": 0, "-": 0, "*": 0}
+    for row in of(sample, "column"):
+        x, sign, y = re.split(r"([-+*])", row.steps[0])
+        x, y, last = int(x), int(y), row.steps[-1]
+        if sign == "*" and y > 9:
+            continue                                              # a product of two-digit numbers goes place by place
+        assert last == f"{row.steps[0]}={row.final}"
+        carry, digits, lines = 0, "", iter(row.steps[1:-1])
+        while x or (y and sign != "*"):
+            a, b = x % 10, y % 10
+            if sign == "+":
+                total = a + b + carry
+                assert next(lines) == f"{a}+{b}{'+1' * carry}={total}", row
+                x, y, carry = x // 10, y // 10, total // 10
+                assert max(x, y) < 10 or next(lines) == f"{x}+{y}{'+1' * carry}", row
+            elif sign == "-":
+                assert next(lines) == (f"{a}-{b}={a - b}" if a >= b else f"{a}-{b}, {a + 10}-{b}={a + 10 - b}"), row
+                total, x, y = (a - b) % 10, x // 10 - (a < b), y // 10
+                assert max(x, y) < 10 or next(lines) == f"{x}-{y}", row
+            else:
+                assert next(lines) == f"{a}*{y}={a * y}", row
+                total = a * y + carry
+                assert not carry or next(lines) == f"{a * y}+{carry}={total}", row
+                x, carry = x // 10, total // 10
+                assert (x < 10 and not (x and carry)) or next(lines) == f"{x}*{y}{f'+{carry}' if carry else ''}", row
+            digits = str(total % 10) + digits
+            checked[sign] += 1
+        assert int(f"{carry}{digits}") == int(row.final) and next(lines, None) is None, row
+    assert min(checked.values()) > 20
 
 
 def test_a_step_needs_one_digit_at_a_time():

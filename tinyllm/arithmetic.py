@@ -33,13 +33,13 @@ def worked(expression: str, values: dict | None = None) -> tuple[list[str], int 
 def rewritten(expression: str) -> tuple[list[str], int | Fraction]:
     """As worked(), and while more than one operation is left, a line with the whole expression that remains.
 
-    `2*(3+4)-6/3`: 3+4=7, 2*7-6/3, 2*7=14, 14-6/3, 6/3=2, 14-2=12. The next step is then found in the line above it.
+    `2*(3+4)-6/3`: itself, 3+4=7, 2*7-6/3, 2*7=14, 14-6/3, 6/3=2, 14-2=12. Each step is found in the line above it.
     """
     lines, tree = [], parsed(expression)
     while isinstance(tree, ast.BinOp):
-        tree = _step(tree, lines)
-        if isinstance(tree, ast.BinOp) and any(isinstance(side, ast.BinOp) for side in (tree.left, tree.right)):
+        if any(isinstance(side, ast.BinOp) for side in (tree.left, tree.right)):
             lines.append(written(tree))
+        tree = _step(tree, lines)
     return lines, _walk(tree, {}, None)
 
 

@@ -58,7 +58,7 @@ def _pupil(rng: random.Random) -> dict:
 
 
 def column(rng: random.Random, language: str, split: str) -> Exercise:
-    """2: one operation on longer numbers, lowest digit first with carries."""
+    """2: one operation on longer numbers, lowest digit first with carries; what is left stands between the digits."""
     hard = split == "harder"
     sign, low, digits = rng.choice("+-*"), 1000 if hard else 11, rng.randint(4, 5) if hard else rng.randint(2, 4)
     a, b = (rng.randint(low, 10 ** digits - 1) for _ in range(2))
@@ -76,36 +76,39 @@ def column(rng: random.Random, language: str, split: str) -> Exercise:
     return ask("column/ask", {"e": f"{a}{space}{shown}{space}{b}", **_pupil(rng)}, language, rng), steps, str(result)
 
 
-def _digits(n: int) -> list[int]:
-    return [int(digit) for digit in reversed(str(n))]
-
-
 def _add_columns(a: int, b: int) -> list[str]:
-    steps, carry = [], 0
-    for x, y in itertools.zip_longest(_digits(a), _digits(b), fillvalue=0):
-        total = x + y + carry
-        steps.append(f"{x}+{y}{'+1' if carry else ''}={total}")
-        carry = total // 10
+    steps, x, y, carry = [f"{a}+{b}"], a, b, 0
+    while x or y:
+        total = x % 10 + y % 10 + carry
+        steps.append(f"{x % 10}+{y % 10}{'+1' if carry else ''}={total}")
+        x, y, carry = x // 10, y // 10, total // 10
+        if max(x, y) > 9:
+            steps.append(f"{x}+{y}{'+1' if carry else ''}")
     return [*steps, f"{a}+{b}={a + b}"]
 
 
 def _subtract_columns(a: int, b: int) -> list[str]:
-    steps, borrow = [], 0
-    for x, y in itertools.zip_longest(_digits(a), _digits(b), fillvalue=0):
-        top = x + 10 if x - borrow < y else x
-        steps.append(f"{top}{'-1' if borrow else ''}-{y}={top - borrow - y}")
-        borrow = int(top > x)
+    steps, x, y = [f"{a}-{b}"], a, b
+    while x or y:
+        top, low = x % 10, y % 10
+        borrow = top < low
+        steps.append(f"{top}-{low}, {top + 10}-{low}={top + 10 - low}" if borrow else f"{top}-{low}={top - low}")
+        x, y = x // 10 - borrow, y // 10
+        if max(x, y) > 9:
+            steps.append(f"{x}-{y}")
     return [*steps, f"{a}-{b}={a - b}"]
 
 
 def _multiply_columns(a: int, b: int) -> list[str]:
     if b > 9:
         return worked(f"{a}*{b}")[0]
-    steps, carry = [], 0
-    for x in _digits(a):
-        product, total = x * b, x * b + carry
-        steps += [f"{x}*{b}={product}", *([f"{product}+{carry}={total}"] if carry else [])]
-        carry = total // 10
+    steps, x, carry = [f"{a}*{b}"], a, 0
+    while x:
+        product, total = x % 10 * b, x % 10 * b + carry
+        steps += [f"{x % 10}*{b}={product}", *([f"{product}+{carry}={total}"] if carry else [])]
+        x, carry = x // 10, total // 10
+        if x > 9 or (x and carry):
+            steps.append(f"{x}*{b}" + (f"+{carry}" if carry else ""))
     return [*steps, f"{a}*{b}={a * b}"]
 
 
