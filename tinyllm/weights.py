@@ -6,6 +6,7 @@ products read fp32, bf16 or int8, with fewer operations. Nothing on disk changes
 Shapes as in model.py; R rows of any kind, N outputs of a product. Explained by tests/test_weights.py.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -58,6 +59,33 @@ class Int8:
         return product(rows, self.numbers, self.step).view(*x.shape[:-1], -1)
 
 
+class Bytes:
+    """Int8 where the CPU multiplies bytes by bytes (VNNI): activations become bytes too, with a step for each row."""
+
+    def __init__(self, weight: Tensor) -> None:
+        numbers, step = quantise(weight)
+        with warnings.catch_warnings():                              # once torch has dropped it, Int8 does the work
+            warnings.filterwarnings("ignore", ".*quantized tensor creation functions.*deprecated")
+            made = torch._make_per_channel_quantized_tensor(numbers, step.double(), torch.zeros(len(step)).long(), 0)
+        self.packed = torch.ops.quantized.linear_prepack(made, None)
+
+    @staticmethod
+    def works() -> bool:
+        return (getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+                and torch.backends.quantized.engine in ("x86", "fbgemm")
+                and hasattr(torch, "_make_per_channel_quantized_tensor"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).float()                    # (R, D)
+        product = torch.ops.quantized.linear_dynamic
+        if rows.shape[0] == 1:
+            out = product(rows, self.packed, False)
+        else:                                                        # torch has one step for all rows: all end at 1
+            largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-30)      # (R, 1)
+            out = product(rows / largest, self.packed, False) * largest
+        return out.view(*x.shape[:-1], -1)
+
+
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Whole numbers from -127 to 127 (N, D) and a step for each row (N,): W is about step * numbers.
 
@@ -78,10 +106,14 @@ def dequantised(rows: Tensor, numbers: Tensor, step: Tensor) -> Tensor:
     return F.linear(rows.bfloat16().to(dtype), numbers.to(dtype)).float() * step
 
 
+def int8(weight: Tensor) -> Bytes | Int8:
+    return Bytes(weight) if Bytes.works() else Int8(weight)
+
+
 Product = Callable[[Tensor], Callable[[Tensor], Tensor]]
 PRODUCTS: dict[str, Product] = {
     "fp32": lambda weight: Packed(weight, torch.float32), "bf16": lambda weight: Packed(weight, torch.bfloat16),
-    "int8": Int8}
+    "int8": int8}
 
 
 # --- a model of products ---
