@@ -62,7 +62,7 @@ def test_bytes_are_multiplied_only_where_the_cpu_does(monkeypatch, works):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: works, raising=False)
     if works and not weights.Bytes.works():
         pytest.skip("this torch has no product of bytes")
-    assert type(PRODUCTS["int8"](torch.randn(8, 32))) is (weights.Bytes if works else weights.Int8)
+    assert type(PRODUCTS["int8"](torch.ones(weights.LARGE // 32, 32))) is (weights.Bytes if works else weights.Int8)
 
 
 @pytest.mark.parametrize("n_rows", [1, 5, 16, 17, 64])

@@ -22,6 +22,7 @@ WEIGHTS = opt("auto", "what the matrices are read as: bf16 halves the bytes, int
               "answers); auto: bf16 where the CPU computes in it, else fp32", choices=KINDS)
 FEW = 16                                                             # with more rows, writing the weights out pays back
 FULL = 4                                                             # rows that oneDNN multiplies quicker than one row
+LARGE = 2 ** 19                                                      # weights; with fewer, rounding x does not pay back
 
 
 # --- products: a matrix W (N, D) in, a function out that makes x (..., D) into x W^T (..., N), in bfloat16 or fp32 ---
@@ -107,7 +108,7 @@ def dequantised(rows: Tensor, numbers: Tensor, step: Tensor) -> Tensor:
 
 
 def int8(weight: Tensor) -> Bytes | Int8:
-    return Bytes(weight) if Bytes.works() else Int8(weight)
+    return Bytes(weight) if weight.numel() >= LARGE and Bytes.works() else Int8(weight)
 
 
 Product = Callable[[Tensor], Callable[[Tensor], Tensor]]
