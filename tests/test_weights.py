@@ -12,6 +12,7 @@ from torch import nn
 
 from tinyllm import chat, checkpoint, evaluate, generate, weights
 from tinyllm.data import next_token_batch
+from tinyllm.decode import decode
 from tinyllm.model import TinyLLM
 from tinyllm.sft import SFTConfig
 from tinyllm.train import next_token_loss
@@ -124,6 +125,14 @@ def test_fp32_weights_write_what_the_textbook_writes(shape, qk_norm):
     prompt = tokens[0].tolist()
     written = [id for (id,) in generate.stream(quick, prompt, end=-1, max_new_tokens=20, temperature=0)]
     assert written == reference.generate_greedy(model, prompt, 20)
+
+
+def test_padded_prompts_are_written_on_as_the_textbook_does(model):
+    """Rows that begin later count their positions from there, and padding stays out of sight."""
+    prompts = [[5, 9, 13, 2, 7], [3], [11, 4]]
+    book, quick = ([step.ids for step in decode(one, prompts, end=0, max_new_tokens=8, temperature=0)]
+                   for one in (model.eval(), read_as("fp32", model)))
+    assert book == quick
 
 
 @torch.no_grad()
