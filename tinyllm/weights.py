@@ -1,12 +1,12 @@
 """The same model with matrices that are quicker to read, for writing and measuring; skip this at first reading.
 
 A token of one answer reads every matrix once and multiplies each weight once, so it takes as long as the bytes take to
-arrive. In: a TinyLLM. Out: one whose products read fp32, bf16 or int8; what lies between them stays fp32. Nothing on
-disk changes, and this model does not learn. Explained by tests/test_weights.py.
-Shapes as in model.py; R rows of any kind, N outputs of a product.
+arrive; and each of the many small operations between takes longer than its arithmetic. In: a TinyLLM. Out: one whose
+products read fp32, bf16 or int8, with fewer operations. Nothing on disk changes, and this model does not learn.
+Shapes as in model.py; R rows of any kind, N outputs of a product. Explained by tests/test_weights.py.
 """
 
-import copy
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -14,47 +14,77 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm.config import opt
-from tinyllm.model import Attention, RMSNorm, SwiGLU, TinyLLM, rotate
+from tinyllm.model import Block, KVCache, RMSNorm, TinyLLM
 from tinyllm.train import pick_dtype
 
 KINDS = ("auto", "fp32", "bf16", "int8")
 WEIGHTS = opt("auto", "what the matrices are read as: bf16 halves the bytes, int8 quarters them (quickest for a few "
               "answers); auto: bf16 where the CPU computes in it, else fp32", choices=KINDS)
 FEW = 16                                                             # with more rows, writing the weights out pays back
+FULL = 4                                                             # rows that oneDNN multiplies quicker than one row
+LARGE = 2 ** 19                                                      # weights; with fewer, rounding x does not pay back
 
 
-# --- products: a matrix W (N, D) in, a module out that makes x (..., D) into x W^T (..., N) ---
+# --- products: a matrix W (N, D) in, a function out that makes x (..., D) into x W^T (..., N), in bfloat16 or fp32 ---
 
-class Packed(nn.Module):
+class Packed:
     """W in `dtype`, laid out once in the order in which the CPU reads it: F.linear finds that order anew each time."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
         self.dtype, self.weight = dtype, weight.detach().to(dtype)
         self.packed = torch.backends.mkldnn.is_available() and (
             dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, None, "none", [], "").to(x.dtype)
-        return F.linear(x.to(self.dtype), self.weight).to(x.dtype)
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.to(self.dtype).reshape(-1, x.shape[-1])             # (R, D)
+        if not self.packed:
+            return F.linear(rows, self.weight).view(*x.shape[:-1], -1)
+        padded = rows.expand(FULL, -1) if rows.shape[0] == 1 else rows
+        out = torch.ops.mkldnn._linear_pointwise(padded, self.weight, None, "none", [], "")
+        return out[:rows.shape[0]].view(*x.shape[:-1], -1)
 
 
-class Int8(nn.Module):
+class Int8:
     """W as whole numbers of one byte and a step for each row."""
 
     def __init__(self, weight: Tensor) -> None:
-        super().__init__()
         self.numbers, self.step = quantise(weight)                   # (N, D), (N,)
         # torch reads whole vector registers and does not check: past the end of a row of another length.
         self.fits = weight.shape[1] % 32 == 0 and hasattr(torch.ops.aten, "_weight_int8pack_mm")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])                            # (R, D)
         product = fused if rows.shape[0] <= FEW and self.fits else dequantised
-        return product(rows, self.numbers, self.step).to(x.dtype).view(*x.shape[:-1], -1)
+        return product(rows, self.numbers, self.step).view(*x.shape[:-1], -1)
+
+
+class Bytes:
+    """Int8 where the CPU multiplies bytes by bytes (VNNI): activations become bytes too, with a step for each row."""
+
+    def __init__(self, weight: Tensor) -> None:
+        numbers, step = quantise(weight)
+        with warnings.catch_warnings():                              # once torch has dropped it, Int8 does the work
+            warnings.filterwarnings("ignore", ".*quantized tensor creation functions.*deprecated")
+            made = torch._make_per_channel_quantized_tensor(numbers, step.double(), torch.zeros(len(step)).long(), 0)
+        self.packed = torch.ops.quantized.linear_prepack(made, None)
+
+    @staticmethod
+    def works() -> bool:
+        return (getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+                and torch.backends.quantized.engine in ("x86", "fbgemm")
+                and hasattr(torch, "_make_per_channel_quantized_tensor"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).float()                    # (R, D)
+        product = torch.ops.quantized.linear_dynamic
+        if rows.shape[0] == 1:
+            out = product(rows, self.packed, False)
+        else:                                                        # torch has one step for all rows: all end at 1
+            largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-30)      # (R, 1)
+            out = product(rows / largest, self.packed, False) * largest
+        return out.view(*x.shape[:-1], -1)
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,71 +107,89 @@ def dequantised(rows: Tensor, numbers: Tensor, step: Tensor) -> Tensor:
     return F.linear(rows.bfloat16().to(dtype), numbers.to(dtype)).float() * step
 
 
-PRODUCTS: dict[str, Callable[[Tensor], nn.Module]] = {
+def int8(weight: Tensor) -> Bytes | Int8:
+    return Bytes(weight) if weight.numel() >= LARGE and Bytes.works() else Int8(weight)
+
+
+Product = Callable[[Tensor], Callable[[Tensor], Tensor]]
+PRODUCTS: dict[str, Product] = {
     "fp32": lambda weight: Packed(weight, torch.float32), "bf16": lambda weight: Packed(weight, torch.bfloat16),
-    "int8": Int8}
+    "int8": int8}
 
 
 # --- a model of products ---
 
-class QuickAttention(Attention):
-    """Attention whose queries, keys and values come from one product, normed and rotated together."""
+class QuickBlock(nn.Module):
+    """A Block as one function of few operations: each takes microseconds to begin, and modules inside modules do too.
 
-    def __init__(self, attention: Attention, product: Callable[[Tensor], nn.Module]) -> None:
-        nn.Module.__init__(self)
-        q, k, v, E = attention.wq.weight, attention.wk.weight, attention.wv.weight, attention.head_dim
-        self.layer, self.head_dim, self.drop = attention.layer, E, attention.drop
-        self.n_heads, self.n_kv_heads = len(q) // E, len(k) // E
-        self.qkv, self.wo = product(torch.cat([q, k, v])), product(attention.wo.weight)
-        self.norm = None
-        if isinstance(attention.q_norm, RMSNorm):
-            norms = (attention.q_norm, self.n_heads), (attention.k_norm, self.n_kv_heads)
-            self.norm = torch.cat([norm.weight.expand(n, 1, E) for norm, n in norms])          # (H + K, 1, E)
-            self.eps = attention.q_norm.eps
+    Queries, keys and values come from one product and are normed and rotated together; so do gate and up. What lies
+    between two products is fp32, but for the inside of the feed-forward part.
+    """
 
-    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        B, T, _ = x.shape
-        heads = self.qkv(x).view(B, T, -1, self.head_dim).transpose(1, 2)     # (B, H + 2K, T, E)
-        qk, v = heads.split([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=1)
-        if self.norm is not None:
-            qk = F.rms_norm(qk, (self.head_dim,), None, self.eps) * self.norm
-        return *rotate(qk, *rope).split([self.n_heads, self.n_kv_heads], dim=1), v
-
-
-class QuickSwiGLU(nn.Module):
-    """SwiGLU whose gate and up are one product."""
-
-    def __init__(self, ffn: SwiGLU, product: Callable[[Tensor], nn.Module]) -> None:
+    def __init__(self, block: Block, product: Product) -> None:
         super().__init__()
-        self.gate_up = product(torch.cat([ffn.gate.weight, ffn.up.weight]))
-        self.down = product(ffn.down.weight)
+        attention, ffn, E = block.attention, block.ffn, block.attention.head_dim
+        self.layer, self.head_dim, self.eps = attention.layer, E, block.ffn_norm.eps
+        matrices = [attention.wq.weight, attention.wk.weight, attention.wv.weight]
+        self.n_heads = [len(matrix) // E for matrix in matrices]                      # H, K, K
+        self.qkv, self.wo = product(torch.cat(matrices)), product(attention.wo.weight)
+        self.gate_up, self.down = product(torch.cat([ffn.gate.weight, ffn.up.weight])), product(ffn.down.weight)
+        self.attention_norm, self.ffn_norm = twice(block.attention_norm.weight), twice(block.ffn_norm.weight)
+        self.qk_norm = None
+        if isinstance(attention.q_norm, RMSNorm):
+            norms = zip((attention.q_norm, attention.k_norm), self.n_heads)
+            self.qk_norm = torch.cat([norm.weight.detach().expand(n, 1, E) for norm, n in norms])     # (H + K, 1, E)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)                           # (B, T, F) each
-        return self.down(F.silu(gate) * up)                                   # (B, T, D)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        B, T, _ = x.shape
+        (cos, sin), E = rope, self.head_dim                                   # (T, E) each, as QuickLLM has them
+        heads = self.qkv(rms_norm(x, self.attention_norm, self.eps)).float()
+        heads = heads.view(B, T, -1, E).transpose(1, 2)                       # (B, H + 2K, T, E)
+        H, K, _ = self.n_heads
+        qk, v = heads.split([H + K, K], dim=1)
+        if self.qk_norm is not None:
+            qk = rms_norm(qk, None, self.eps) * self.qk_norm
+        q, k = torch.addcmul(qk * cos, qk.roll(E // 2, -1), sin).split([H, K], dim=1)     # rotate() of model.py
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                                             enable_gqa=H != K)               # (B, H, T, E)
+        x = x + self.wo(out.transpose(1, 2).reshape(B, T, -1))
+        gate, up = self.gate_up(rms_norm(x, self.ffn_norm, self.eps)).chunk(2, dim=-1)     # (B, T, F) each
+        return x + self.down(F.silu(gate) * up)                               # (B, T, D)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x (..., D) at root mean square 1, times `weight` (2D,), which says everything twice.
+
+    A layer norm is one operation on the CPU where an RMS norm is seven; the mean of (x, -x) is 0, and the mean of their
+    squares is that of x.
+    """
+    D = x.shape[-1]
+    return F.layer_norm(torch.cat([x, -x], -1), (2 * D,), weight, None, eps)[..., :D]
+
+
+def twice(weight: Tensor) -> Tensor:
+    return weight.detach().repeat(2)
 
 
 class QuickLLM(TinyLLM):
     """A TinyLLM of products; the head is one too, beside the embedding whose rows are looked up."""
 
-    def __init__(self, model: TinyLLM, product: Callable[[Tensor], nn.Module]) -> None:
-        nn.Module.__init__(self)                                     # no new weights: the rest is shared with `model`
-        self.__dict__.update(with_products(model, product).__dict__)
-        self.head = product(model.embed.weight)
+    def __init__(self, model: TinyLLM, product: Product) -> None:
+        nn.Module.__init__(self)                                     # no new weights: the embedding is the model's own
+        self.config, self.embed, self.drop = model.config, model.embed, nn.Identity()
+        self.blocks = nn.ModuleList(QuickBlock(block, product) for block in model.blocks)
+        self.head, self.norm_weight = product(model.embed.weight), twice(model.norm.weight)
+        self.rope_cos = model.rope_cos.repeat(1, 2)                  # (context, E): (cos, cos) and (-sin, sin)
+        self.rope_sin = torch.cat([-model.rope_sin, model.rope_sin], dim=1)
+
+    def norm(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.norm_weight, self.config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
-
-
-def with_products(module: nn.Module, product: Callable[[Tensor], nn.Module]) -> nn.Module:
-    """A copy of `module` that shares everything with it but attention and feed-forward parts; without dropout."""
-    if isinstance(module, (Attention, SwiGLU)):
-        return (QuickAttention if isinstance(module, Attention) else QuickSwiGLU)(module, product)
-    if isinstance(module, nn.Dropout):
-        return nn.Identity()                                         # asking whether to drop takes longer than adding
-    other = copy.copy(module)
-    other._modules = {name: with_products(child, product) for name, child in module._modules.items()}
-    return other
+        return self.head(hidden).float()
 
 
 def kind_of(weights: str) -> str:
