@@ -262,7 +262,7 @@ def table(result: dict) -> str:
     for row in result["rows"]:
         ratios = "; ".join(f"{ratio:.2f} x {other}" for other, ratio in row["ratios"].items())
         spread = f"{row['runs']} runs {row['low']:,.1f}-{row['high']:,.1f}" if row["runs"] > 1 else "1 run"
-        lines.append(f"{row['name']:38}{row['value']:>10,.1f} {row['unit']:9}{ratios:52}{spread}")
+        lines.append(f"{row['name']:38}{row['value']:>10,.1f} {row['unit']:9}{ratios:72} {spread}")
     return "\n".join(lines + result["notes"])
 
 
