@@ -1,7 +1,10 @@
 """Reading order: each module uses only what the reader has already met."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,12 @@ def test_nothing_read_from_disk_can_run_code():
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             assert name not in ("eval", "exec", "torch.load", "np.load") or "allow_pickle=False" in ast.unparse(node)
         assert not {"pickle", "dill", "joblib"} & {root for root, _ in imports(path)}
+
+
+def test_a_thread_that_waits_may_sleep_and_a_user_may_say_otherwise():
+    """torch's threads read the setting once, when torch is loaded; so it must stand before that."""
+    told = "import sys, os, tinyllm; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    plain = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    for given, expected in ((plain, "3000"), (plain | {"GOMP_SPINCOUNT": "7"}, "7")):
+        ran = subprocess.run([sys.executable, "-c", told], env=given, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert ran.stdout == f"{expected} False\n"
