@@ -26,6 +26,13 @@ def test_the_linear_decay_falls_from_the_first_step_on():
     assert [optim.decay_at(i / 4, "linear") for i in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
+def test_the_triangle_rises_for_a_sixth_or_so_and_then_falls_to_zero():
+    """Straight on both sides of one peak, at 15% of the run."""
+    share = lambda progress: optim.decay_at(progress, "triangle")
+    assert share(0) == share(1) == 0 and share(0.15) == 1
+    assert share(0.075) == pytest.approx(0.5) == pytest.approx(share(0.575))
+
+
 def test_the_cosine_ends_at_a_tenth():
     """Half a wave from the peak to a tenth of it, never rising."""
     shares = [optim.decay_at(i / 10, "cosine") for i in range(11)]

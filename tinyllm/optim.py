@@ -20,6 +20,7 @@ def decay_at(progress: float, schedule: str, decay_share: float = 0.4) -> float:
     """Share of the peak rate at `progress` (0 at the first step, 1 at the end).
 
     "linear": straight down to 0 (Bergsma et al. 2025, arXiv:2502.15938), for runs whose length is known.
+    "triangle": straight up over the first 15%, then straight down: large steps keep a young model from copying.
     "trapezoid": constant, then linear to 0 over the last `decay_share` (Hägele et al. 2024, arXiv:2405.18392).
     "cosine": half a cosine down to a tenth (Loshchilov & Hutter 2016, arXiv:1608.03983).
     "one-cycle": half a cosine up from 1/25 over the first 30%, then down to almost 0 (Smith & Topin 2017,
@@ -31,6 +32,8 @@ def decay_at(progress: float, schedule: str, decay_share: float = 0.4) -> float:
         return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * up))
     if schedule == "cosine":
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "triangle":
+        return min(progress / 0.15, (1 - progress) / 0.85)
     return 1 - progress if schedule == "linear" else min(1.0, (1 - progress) / decay_share)
 
 
