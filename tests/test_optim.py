@@ -26,13 +26,6 @@ def test_the_linear_decay_falls_from_the_first_step_on():
     assert [optim.decay_at(i / 4, "linear") for i in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
-def test_the_triangle_rises_for_a_sixth_or_so_and_then_falls_to_zero():
-    """Straight on both sides of one peak, at 15% of the run."""
-    share = lambda progress: optim.decay_at(progress, "triangle")
-    assert share(0) == share(1) == 0 and share(0.15) == 1
-    assert share(0.075) == pytest.approx(0.5) == pytest.approx(share(0.575))
-
-
 def test_the_cosine_ends_at_a_tenth():
     """Half a wave from the peak to a tenth of it, never rising."""
     shares = [optim.decay_at(i / 10, "cosine") for i in range(11)]
@@ -70,25 +63,9 @@ def test_muon_steps_equally_far_in_every_direction():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_muon_moves_every_row_equally_far_in_the_long_run():
-    """Of three directions for eight neurons, some neurons get a large share of each step and others hardly any, until
-    their rows are scaled by what they usually get. The length of the whole step stays what the rate says."""
-    weight = nn.Parameter(torch.zeros(8, 3))
-    loud = torch.tensor([5.0, 3, 1, 1, 0.5, 0.2, 0.1, 0.1])[:, None]
-    muon, moved, raw = optim.Muon([weight], 0.1), torch.zeros(8), torch.zeros(8)
-    for _ in range(40):
-        before, weight.grad = weight.detach().clone(), loud * torch.randn(8, 3)
-        muon.step()
-        took = weight.detach() - before
-        assert took.norm() == pytest.approx(0.1 * (8 / 3) ** 0.5 * 3 ** 0.5, rel=0.3)        # three directions
-        moved += took.norm(dim=1)
-        raw += optim.orthogonalise(weight.grad).norm(dim=1)
-    assert raw.max() / raw.min() > 10 and moved.max() / moved.min() < 3
-
-
 def test_our_muon_moves_as_the_one_in_torch():
-    """A reference written by others takes five iterations from a looser bound and leaves the rows as they are: other
-    singular values near 1, the same direction."""
+    """A reference written by others takes five iterations from a looser bound: other singular values near 1, the
+    same direction."""
     ours, theirs = (nn.Linear(16, 24, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     start = ours.weight.detach().clone()
@@ -143,9 +120,5 @@ def test_state_of_another_optimizer_is_refused(model):
     for optimizer in muon:
         optimizer.step()
     adamw = optim.make_optimizers(model, "adamw", lr=1e-3, muon_lr=0.02, weight_decay=0.1)
-    kept = optim.state_tensors(model, muon)
     with pytest.raises(ValueError, match=r"does not fit this run.*--optimizer"):
-        optim.load_state_tensors(model, adamw, kept)
-    older = {name: tensor for name, tensor in kept.items() if not name.endswith(":rows")}
-    with pytest.raises(ValueError, match=r"earlier version.*--restart"):
-        optim.load_state_tensors(model, optim.make_optimizers(model, "muon", lr=1, muon_lr=1, weight_decay=0), older)
+        optim.load_state_tensors(model, adamw, optim.state_tensors(model, muon))

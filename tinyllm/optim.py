@@ -1,8 +1,7 @@
 """How weights move: parameter groups, AdamW and Muon, and schedules as pure functions of numbers.
 
-Muon moves every hidden matrix by an orthogonal step, so that weak directions learn as fast as strong ones, and no row
-slower than another; embeddings and norms keep AdamW. Explained by tests/test_optim.py, which compares Muon with a
-singular value decomposition.
+Muon moves every hidden matrix by an orthogonal step, so that weak directions learn as fast as strong ones; embeddings
+and norms keep AdamW. Explained by tests/test_optim.py, which compares Muon with a singular value decomposition.
 """
 
 import math
@@ -20,7 +19,6 @@ def decay_at(progress: float, schedule: str, decay_share: float = 0.4) -> float:
     """Share of the peak rate at `progress` (0 at the first step, 1 at the end).
 
     "linear": straight down to 0 (Bergsma et al. 2025, arXiv:2502.15938), for runs whose length is known.
-    "triangle": straight up over the first 15%, then straight down: large steps keep a young model from copying.
     "trapezoid": constant, then linear to 0 over the last `decay_share` (Hägele et al. 2024, arXiv:2405.18392).
     "cosine": half a cosine down to a tenth (Loshchilov & Hutter 2016, arXiv:1608.03983).
     "one-cycle": half a cosine up from 1/25 over the first 30%, then down to almost 0 (Smith & Topin 2017,
@@ -32,8 +30,6 @@ def decay_at(progress: float, schedule: str, decay_share: float = 0.4) -> float:
         return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * up))
     if schedule == "cosine":
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "triangle":
-        return min(progress / 0.15, (1 - progress) / 0.85)
     return 1 - progress if schedule == "linear" else min(1.0, (1 - progress) / decay_share)
 
 
@@ -76,20 +72,16 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return (x.mT if tall else x).to(matrix.dtype)
 
 
-MUON_STATE = {"momentum", "rows"}                                    # what it remembers of a matrix
-
-
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is orthogonalised, for matrices only (Jordan et al. 2024, https://kellerjordan.github.io),
-    and then shared out evenly among its rows, one a neuron (Li et al. 2025, "NorMuon", arXiv:2510.05491).
+    """Momentum whose step is orthogonalised, for matrices only. Jordan et al. 2024, https://kellerjordan.github.io.
 
     `lr` is the length of a step in every direction of the matrix (times sqrt(rows / columns) for tall ones); `dtype`
     is that of the matrix products inside a step.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, memory: float = 0.95,
-                 weight_decay: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "memory": memory, "weight_decay": weight_decay})
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+                 dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -100,16 +92,13 @@ class Muon(torch.optim.Optimizer):
                     continue
                 state = self.state[weight]
                 if not state:
-                    state["momentum"], state["rows"] = torch.zeros_like(weight), torch.zeros_like(weight[:, :1])
+                    state["momentum"] = torch.zeros_like(weight)
                 state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(state["momentum"], group["momentum"])                   # Nesterov: look ahead
-                step = orthogonalise(ahead, dtype=self.dtype)                                    # (rows, columns)
-                state["rows"].lerp_(step.square().mean(1, keepdim=True), 1 - group["memory"])    # (rows, 1)
-                even = step / (state["rows"].sqrt() + 1e-8)
                 rows, columns = weight.shape
-                length = group["lr"] * max(1, rows / columns) ** 0.5 * step.norm() / (even.norm() + 1e-8)
+                scale = group["lr"] * max(1, rows / columns) ** 0.5
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.sub_(even * length)
+                weight.add_(orthogonalise(ahead, dtype=self.dtype), alpha=-scale)
 
 
 def make_optimizers(model: nn.Module, name: str, *, lr: float, muon_lr: float, weight_decay: float,
@@ -154,11 +143,7 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
     for name, tensor in tensors.items():
         weight_name, _, key = name.rpartition(":")
         owner = owners.get(weights.get(weight_name))
-        if owner is None or (key in MUON_STATE) != isinstance(owner, Muon):
+        if owner is None or (key == "momentum") != isinstance(owner, Muon):
             raise ValueError(f"optimizer state {name!r} does not fit this run; resume with the --optimizer it was "
                              "started with, or begin again with --restart")
         owner.state[weights[weight_name]][key] = tensor.clone()
-    if any(isinstance(owner, Muon) and set(owner.state[weight]) not in (set(), MUON_STATE)
-           for weight, owner in owners.items() if weight in owner.state):
-        raise ValueError("the optimizer state was written by an earlier version, whose Muon remembered less; begin "
-                         "again with --restart")

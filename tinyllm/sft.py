@@ -43,8 +43,8 @@ class SFTConfig(TrainConfig):
     batch_size: int = opt(8, TrainConfig.__dataclass_fields__["batch_size"].metadata["help"], low=1)
     effective_batch_size: int = opt(0, "rows per optimizer step (0: as many as hold 2,048 tokens)", low=0)
     lr: float = opt(3e-3, "peak learning rate of AdamW", low=0)
-    muon_lr: float = opt(0.01, "peak learning rate of Muon", low=0)
-    schedule: str = opt("triangle", TrainConfig.__dataclass_fields__["schedule"].metadata["help"],
+    muon_lr: float = opt(0.006, "peak learning rate of Muon", low=0)
+    schedule: str = opt("linear", TrainConfig.__dataclass_fields__["schedule"].metadata["help"],
                         choices=TrainConfig.__dataclass_fields__["schedule"].metadata["choices"])
     dropout: float = opt(0.1, TrainConfig.__dataclass_fields__["dropout"].metadata["help"], low=0, high=0.9)
     val_rows: int = opt(600, "held-out rows read at each validation", low=1)

@@ -43,8 +43,7 @@ class TrainConfig(Settings):
     lr: float = opt(2e-3, "peak learning rate of AdamW", low=0)
     muon_lr: float = opt(0.02, "peak learning rate of Muon", low=0)
     warmup_steps: int = opt(20, "optimizer steps of linear warm-up", low=0)
-    schedule: str = opt("trapezoid", "learning rate after warm-up",
-                        choices=("trapezoid", "linear", "triangle", "cosine"))
+    schedule: str = opt("trapezoid", "learning rate after warm-up", choices=("trapezoid", "linear", "cosine"))
     weight_decay: float = opt(0.1, "pull towards zero, on matrices only", low=0)
     dropout: float = opt(0.0, "share of activations zeroed at first; falls to 0 in four stairs over the run", low=0,
                          high=0.9)
