@@ -126,7 +126,9 @@ def run_in_background(config: PrepareConfig, n_parts: int) -> subprocess.Popen:
     """The command in a process of its own, stopped at a moment when some parts are finished and others are not."""
     arguments = ["--input", *config.input, "--out", config.out, "--tokenizer", config.tokenizer, "--workers", "2",
                  "--val-share", str(config.val_share), "--part-chars", str(config.part_chars)]
+    deaf = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit SIG_IGN
     process = subprocess.Popen([sys.executable, "-m", "tinyllm.prepare", *arguments], stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, deaf)
     deadline = time.time() + 60
     while len(list(Path(config.out).glob("parts/part-*.npz"))) < n_parts:
         assert process.poll() is None and time.time() < deadline
