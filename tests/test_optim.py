@@ -64,8 +64,8 @@ def test_muon_steps_equally_far_in_every_direction():
 
 
 def test_our_muon_moves_as_the_one_in_torch():
-    """A reference written by others takes five iterations from a looser bound: other singular values near 1, the
-    same direction."""
+    """A reference written by others takes five iterations from a looser bound, which leave most singular values a
+    little below 1: the same direction, and ours a tenth longer."""
     ours, theirs = (nn.Linear(16, 24, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     start = ours.weight.detach().clone()
@@ -78,7 +78,7 @@ def test_our_muon_moves_as_the_one_in_torch():
             (layer(x) - x.repeat(1, 2)[:, :24]).square().mean().backward()
             optimizer.step()
     a, b = (weight.detach() - start for weight in (ours.weight, theirs.weight))
-    assert (a * b).sum() > 0.98 * a.norm() * b.norm() and 0.8 < a.norm() / b.norm() < 1.2 and b.norm() > 0.1
+    assert (a * b).sum() > 0.98 * a.norm() * b.norm() and 1.0 < a.norm() / b.norm() < 1.2 and b.norm() > 0.1
 
 
 def test_three_iterations_are_enough_for_small_singular_values():
