@@ -261,14 +261,16 @@ LESS = r"shorter|younger|lighter|slower|weaker|later|after|fewer|cheaper|costs l
 
 
 def test_an_order_follows_from_the_sentences(sample):
-    """The sentences are read again here: who is above whom; then the only possible row is found by sorting."""
+    """The sentences are read again here: who is above whom; then the only possible row is found by sorting. It is
+    numbered, and the question answered from it in two steps: which rank is asked for, and who has it."""
     known = {language: [name(concept.key, language) if concept.key in concepts() else
                         (concept.english if language == "en" else concept.chinese)
                         for concept in choices("person") + choices("toy|furniture|clothing|instrument|animal")]
              for language in LANGUAGES}
     inside = lambda word, other: f" {word} " in f" {other} " if word.isascii() else word in other    # car, toy car
+    kinds = set()
     for row in of(sample, "order"):
-        if ">" not in row.cot:
+        if re.match(r"-?\d", row.steps[0]):                      # numbers: the next test
             continue
         above = {}
         for sentence in re.split(r"(?<=[.?。？])\s*", row.user):
@@ -285,39 +287,79 @@ def test_an_order_follows_from_the_sentences(sample):
             assert less or re.search(MORE, bare), sentence
             first, second = reversed(named) if less else named
             above.setdefault(first, []).append(second)
-        chain = re.split(" ?> ?", row.steps[-1])
+        n = sum(map(len, above.values()))
+        facts, (climb, ranked, *read_off) = row.steps[:n], row.steps[n:]
+        ranked = re.split(" ?> ?", ranked)
+        chain = [re.sub(r"^\d ?| ?\d$", "", one) for one in ranked]
         row_names = [chain[0]]
         while row_names[-1] in above:
             below, = above[row_names[-1]]
             row_names.append(below)
         assert row_names == chain, row
-        climb = re.split(" ?< ?", row.steps[-2])                 # from the first one named up to the first of the row
+        climb = re.split(" ?< ?", climb)                         # from the first one named up to the first of the row
         assert climb == chain[:len(climb)][::-1] and re.split(" ?[<>] ?", row.steps[0])[0] == climb[0], row
-        for fact in row.steps[:-2]:                              # both ways round, as it is told first
+        for fact in facts:                                       # both ways round, as it is told first
             once, again = (re.split(" ?([<>]) ?", way) for way in re.split(", |，", fact))
             assert once == [again[2], {">": "<", "<": ">"}[again[1]], again[0]], row
             assert row.user.lower().index(once[0].lower()) >= 0 and once[::2 if once[1] == ">" else -2] in [
                 list(pair) for pair in itertools.pairwise(chain)], row
-        assert row.final in (*chain, spaced(", ", row.language).join(chain), "yes", "no", "是", "不是")
+        comma = spaced(", ", row.language)
+        if row.final in ("yes", "no", "是", "不是"):                   # which ranks, then which is smaller
+            one, other = read_off[0].split(comma)
+            first, second = (ranked.index(asked) for asked in (one, other))
+            assert (row.final in ("yes", "是")) == (first < second) and one[-1] == str(first + 1), row
+        elif comma in row.final:
+            assert (row.final, read_off) == (comma.join(ranked), []), row
+        else:                                                    # which rank, then who has it
+            rank = chain.index(row.final)
+            assert read_off == [ranked[rank]] and read_off[0][0] == str(rank + 1), row
+        kinds.add((row.final in ("yes", "no", "是", "不是"), comma in row.final))
+    assert len(kinds) == 3
 
 
 def test_numbers_are_sorted_as_python_sorts_them(sample):
-    """Each line puts the next number of the question where it belongs among the ones that are kept."""
+    """Each line compares the next number with the ones that are kept, until it is clear where it belongs."""
     for row in of(sample, "order"):
-        if ">" in row.cot:
+        if not re.match(r"-?\d", row.steps[0]):
             continue
         lines = [re.split(": |：", step) for step in row.steps]
-        given = [int(value) for value, _ in lines]
+        given = [int(line[0]) for line in lines]
         assert given == list(map(int, re.findall(r"-?\d+", row.user))), row
         down = bool(re.search("large to small|descending|largest|从大|由大|最大|第二大", row.user)) and not re.search(
             "to the largest", row.user)
         place = 1 if re.search("second|第二", row.user) else 0
-        comma = spaced(", ", row.language)
+        comma, best = spaced(", ", row.language), []
         kept = len(given) if comma in row.final else place + 1
-        for read, (_, best) in enumerate(lines, 1):
+        for read, (value, *signs, after) in enumerate(lines, 1):
+            compared = [(int(text[:-1]), text[-1]) for text in (signs[0].split(comma) if signs else [])]
+            further = "<" if not down else ">"                   # the sign that says: look at the next one
+            assert [other for other, _ in compared] == best[:len(compared)], row
+            assert all((sign == "<") == (other < int(value)) for other, sign in compared), row
+            assert all(sign == further for _, sign in compared[:-1]), row
+            assert not compared or compared[-1][1] != further or len(compared) == len(best), row
             ranked = sorted(given[:read], reverse=down)
-            assert best == " ".join(map(str, ranked[:kept])), row
+            best = ranked[:kept]
+            assert after == " ".join(map(str, best)), row
         assert row.final == (comma.join(map(str, ranked)) if comma in row.final else str(ranked[place])), row
+
+
+def test_a_comparison_is_written_as_told_before_it_is_turned_round(sample):
+    """"Eric has 3 more than Yan. Eric has 27": a model that must say at once what Yan has adds half of the time."""
+    turned = 0
+    for row in of(sample, "story"):
+        values, equations = {}, []
+        for step in row.steps:
+            if told := re.match(r"([^\d:：=]+?) ?= ?([^\d:：=]+?) ?([-+*/].*)$", step):
+                equations.append(told.groups())
+                turned += told[1] in values
+                continue
+            if named := re.match(r"([^\d:：]+)[:：] ?(-?[\d(][-+*/()\d]*)", step):
+                values.setdefault(named[1], exact(named[2]))
+        for left, right, rest in equations:
+            assert values[left] == exact(str(values[right]) + rest.replace(" ", "")), row
+            assert any(left in (before := sentence[:sentence.rfind(right)]) and right not in before.replace(left, "")
+                       for sentence in re.split("[.。?？] ?", row.user) if right in sentence), row
+    assert turned > 3
 
 
 def continuations(a):
@@ -349,6 +391,9 @@ def test_sequences_clocks_and_weekdays_are_right(sample):
                                 if re.search(pattern, rest)})
             back = re.search("ago|did|must|以前|几点开始|什么时候开始|出发", row.user)
             assert row.final == f"{(end := times[0] - long if back else times[0] + long).hour}:{end.minute:02}", row
+            hours, minutes = divmod(long.seconds // 60, 60)
+            whole = f"{times[0].hour}:{times[0].minute:02}{'-' if back else '+'}{hours}:{minutes:02}"
+            assert whole in row.steps[:2], row                   # both times side by side before any minute
         elif row.final in days or row.final.startswith("星期"):
             shown = days if row.language == "en" else [name(day, "zh") for day in days]
             start, = [i for i, day in enumerate(shown) if day in row.user]
@@ -360,8 +405,14 @@ def test_sequences_clocks_and_weekdays_are_right(sample):
         elif len(given := [int(text) for text in re.findall(r"\d+", row.user)]) > 2:
             assert {int(value) for value in continuations(given)} == {int(row.final)}, row
             assert row.steps[0].startswith(f"{max(given[:2])}-{min(given[:2])}"), row       # before a rule is chosen
+            for line in row.steps:
+                if re.match(r"[-+]\d", line):                    # the rule, and where it leads
+                    *rule, further = map(int, re.split(", ?", line))
+                    assert rule == [y - x for x, y in itertools.pairwise(given)], row
+                    assert given[-1] + further == int(row.final), row
+                    seen.add("rule")
             seen.add("sequence")
-    assert seen == {"day", "sequence"}
+    assert seen == {"day", "sequence", "rule"}
 
 
 def test_minutes_that_are_more_than_an_hour_are_taken_apart_first():

@@ -149,7 +149,10 @@ def equation(rng: random.Random, language: str, split: str) -> Exercise:
 # ---- 7: order ------------------------------------------------------------------------------------------------------
 
 def order(rng: random.Random, language: str, split: str) -> Exercise:
-    """7: who is tallest, second, or taller: a row of comparisons put in order; or numbers sorted."""
+    """7: who is tallest, second, or taller: a row of comparisons put in order; or numbers sorted.
+
+    The row is numbered, so that the question is answered in two small steps: which number, and who has it.
+    """
     hard = split == "harder"
     if rng.random() < 0.25:
         return _sorted_numbers(rng, language, hard)
@@ -160,15 +163,23 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
     facts, most, least, place, whole, compare = schema.facts
     sentences = [pick(facts, {"A": a, "B": b}, language, rng) for a, b in pairs]
     called = lambda person: word(person, "", language, None)
-    steps = _walk(list(map(called, people)), [(called(a), called(b)) for a, b in pairs], sentences, language)
+    row = list(map(called, people))
+    steps = _walk(row, [(called(a), called(b)) for a, b in pairs], sentences, language)
     k, kind = rng.randint(2, n - 1), rng.choice(("most", "least", "place", "whole", "compare"))
-    if kind == "compare":
+    over, comma, gap = (spaced(sign, language) for sign in (" > ", ", ", " "))
+    if kind == "whole":
+        roles, final = {}, comma.join(row)
+        steps += [over.join(row)]
+    elif kind == "compare":
         i, j = rng.sample(range(n), 2)
         roles, final = {"A": people[i], "B": people[j]}, {"en": ("no", "yes"), "zh": ("不是", "是")}[language][i < j]
+        ranked = [f"{one}{gap}{rank}" for rank, one in enumerate(row, 1)]
+        steps += [over.join(ranked), comma.join([ranked[i], ranked[j]])]
     else:
-        roles = {"k": ORDINALS[language][k - 1]}
-        final = called(people[{"most": 0, "least": -1, "place": k - 1}.get(kind, 0)]) if kind != "whole" else \
-            spaced(", ", language).join(map(called, people))
+        rank = {"most": 1, "least": n, "place": k}[kind]
+        roles, final = {"k": ORDINALS[language][k - 1]}, row[rank - 1]
+        ranked = [f"{at}{gap}{one}" for at, one in enumerate(row, 1)]
+        steps += [over.join(ranked), ranked[rank - 1]]
     question = {"most": most, "least": least, "place": place, "whole": whole, "compare": compare}[kind]
     question = pick(question, roles, language, rng)
     sentences = [question, *sentences] if rng.random() < 0.15 else [*sentences, question]
@@ -176,8 +187,8 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
 
 
 def _walk(people: list[str], pairs: list[tuple[str, str]], sentences: list[str], language: str) -> list[str]:
-    """The lines that find a row: every fact as it is told and the other way round, then up from whoever is named first
-    until nobody stands above, then down.
+    """The lines that find who is first in a row: every fact as it is told and the other way round, then up from whoever
+    is named first until nobody stands above.
 
     Both ways round, because a model that writes `A > ` finds what stood behind the `A > ` above, but not what stood
     before `> A`.
@@ -189,7 +200,7 @@ def _walk(people: list[str], pairs: list[tuple[str, str]], sentences: list[str],
         down, up = a + over + b, b + under + a
         lines.append(comma.join((down, up) if told_down else (up, down)))
         first = first or (a if told_down else b)
-    return [*lines, under.join(people[people.index(first)::-1]), over.join(people)]
+    return [*lines, under.join(people[people.index(first)::-1])]
 
 
 def _apart(rng: random.Random, options: list, n: int, language: str) -> list:
@@ -202,7 +213,8 @@ def _apart(rng: random.Random, options: list, n: int, language: str) -> list:
 
 
 def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
-    """Put one number after the other where it belongs, and keep as many as are asked for."""
+    """Compare one number after the other with those that are kept, until its place is found; keep as many as are asked
+    for."""
     top = rng.choice((200, 1000, 2000) if hard else (20, 100, 1000))
     low, n = -top // 4 if rng.random() < 0.2 else 1, 6 if hard else rng.randint(3, 5)
     numbers = rng.sample(range(low, top), n)
@@ -212,10 +224,15 @@ def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
         spaced(", ", language).join(map(str, numbers))
     question = ask(f"sort/{kind}-{'down' if down else 'up'}", {"e": shown}, language, rng)
     needed = {"all": len(numbers), "ends": 1, "second": 2}[kind]
-    best, steps = [], []
+    best, steps, (colon, comma) = [], [], (spaced(sign, language) for sign in (": ", ", "))
     for value in numbers:
+        signs = []                                               # 15: 7<, 11<, 17>: 7 11 15 17
+        for other in best:
+            signs.append(f"{other}{'<' if other < value else '>'}")
+            if (other < value) == down:
+                break
         best = sorted([*best, value], reverse=down)[:needed]
-        steps.append(f"{value}{spaced(': ', language)}{' '.join(map(str, best))}")
+        steps.append(colon.join([str(value), *([comma.join(signs)] if signs else []), " ".join(map(str, best))]))
     return question, steps, spaced(", ", language).join(map(str, ranked)) if kind == "all" else str(ranked[needed - 1])
 
 
@@ -231,7 +248,7 @@ def series(rng: random.Random, language: str, split: str) -> Exercise:
 
 
 def _clock(rng: random.Random, language: str, hard: bool) -> Exercise:
-    """When something ends, when it began, or how long it took; hours and minutes apart."""
+    """When something ends, when it began, or how long it took: one time above the other, then minutes, then hours."""
     start, long = rng.randrange(6 * 12, 18 * 12) * 5, rng.randint(3, 65 if hard else 30) * 5
     end = min(start + long, 23 * 60 + 55)
     long = end - start
@@ -239,18 +256,20 @@ def _clock(rng: random.Random, language: str, hard: bool) -> Exercise:
     hours, minutes = divmod(long, 60)
     time = lambda hour, minute: f"{hour}:{minute:02}"
     kind, steps, shown = rng.choice(("end", "start", "long")), [], _duration(hours, minutes, language, rng)
+    taken = time(hours, minutes)
     if kind != "long" and hours and str(long) in shown:              # 75 minutes: an hour and the rest
         steps = [f"{long}-60={minutes}"]
     if kind == "end":
-        steps += [f"{m}+{minutes}={m + minutes}"]
+        steps += [f"{time(h, m)}+{taken}", f"{m}+{minutes}={m + minutes}"]
         if m + minutes > 59:
             steps += [f"{m + minutes}-60={n}", f"{h}+1={h + 1}"]
         steps += [f"{i - hours}+{hours}={i}"] if hours else []
     else:                                                        # minutes first; short of minutes, borrow an hour
         take, fewer, gone = (minutes, hours, m) if kind == "start" else (m, h, minutes)
         borrow = n < take
-        steps += [f"{n}+60={n + 60}", f"{i}-1={i - 1}"] if borrow else []
-        steps += [f"{n + 60 * borrow}-{take}={gone}"]
+        steps += [f"{time(i, n)}-{taken if kind == 'start' else time(h, m)}",
+                  f"{n}-{take}, {n + 60}-{take}={gone}" if borrow else f"{n}-{take}={gone}"]
+        steps += [f"{i}-1={i - 1}"] if borrow else []
         steps += [f"{i - borrow}-{fewer}={i - borrow - fewer}"] if fewer else []
         if kind == "long" and hours:
             steps += [f"{hours}*60={hours * 60}", f"{hours * 60}+{minutes}={long}"]

@@ -55,7 +55,8 @@ def steps_of(steps: list, roles: dict, language: str) -> list[str]:
     for _, expression, label in steps:
         prefix = labelled(label[language], roles, language)
         if expression[0] == "'":
-            lines.append(prefix + say(template(expression[1:], language, {}), roles, language, NO_CHOICE, words=0))
+            line = say(template(expression[1:], language, {}), roles, language, NO_CHOICE, words=0)
+            lines.append(prefix + (line if language == "en" else line.replace(" ", "")))
             continue
         work, value = worked(expression, roles)
         if lines and len(work) > 1 and lines[-1].endswith(f"={work[0]}"):      # an equation that has just said it
