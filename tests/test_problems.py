@@ -296,8 +296,8 @@ def test_an_order_follows_from_the_sentences(sample):
             below, = above[row_names[-1]]
             row_names.append(below)
         assert row_names == chain, row
-        climb = re.split(" ?< ?", climb)                         # from the first one named up to the first of the row
-        assert climb == chain[:len(climb)][::-1] and re.split(" ?[<>] ?", row.steps[0])[0] == climb[0], row
+        climb = re.split(" ?< ?", climb)                         # from the name just written up to the first of the row
+        assert climb == chain[:len(climb)][::-1] and re.split(" ?[<>] ?", facts[-1])[-1] == climb[0], row
         for fact in facts:                                       # both ways round, as it is told first
             once, again = (re.split(" ?([<>]) ?", way) for way in re.split(", |，", fact))
             assert once == [again[2], {">": "<", "<": ">"}[again[1]], again[0]], row

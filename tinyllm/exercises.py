@@ -187,20 +187,20 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
 
 
 def _walk(people: list[str], pairs: list[tuple[str, str]], sentences: list[str], language: str) -> list[str]:
-    """The lines that find who is first in a row: every fact as it is told and the other way round, then up from whoever
-    is named first until nobody stands above.
+    """The lines that find who is first in a row: every fact as it is told and the other way round, then up from the name
+    just written until nobody stands above.
 
     Both ways round, because a model that writes `A > ` finds what stood behind the `A > ` above, but not what stood
     before `> A`.
     """
     over, under, comma = (spaced(sign, language) for sign in (" > ", " < ", ", "))
-    lines, first = [], ""
+    lines = []
     for (a, b), sentence in zip(pairs, sentences):
         told_down = sentence.lower().index(a.lower()) < sentence.lower().index(b.lower())
         down, up = a + over + b, b + under + a
         lines.append(comma.join((down, up) if told_down else (up, down)))
-        first = first or (a if told_down else b)
-    return [*lines, under.join(people[people.index(first)::-1])]
+        last = a if told_down else b
+    return [*lines, under.join(people[people.index(last)::-1])]
 
 
 def _apart(rng: random.Random, options: list, n: int, language: str) -> list:
