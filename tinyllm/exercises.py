@@ -187,8 +187,8 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
 
 
 def _walk(people: list[str], pairs: list[tuple[str, str]], sentences: list[str], language: str) -> list[str]:
-    """The lines that find who is first in a row: every fact as it is told and the other way round, then up from the name
-    just written until nobody stands above.
+    """The lines that find who is first in a row: every fact as it is told and the other way round, then up from the
+    name just written until nobody stands above.
 
     Both ways round, because a model that writes `A > ` finds what stood behind the `A > ` above, but not what stood
     before `> A`.
