@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ["config", "corpus", "clean", "vocabulary", "tokenizer", "chat", "lexicon", "grammar", "simulation", "world",
-         "arithmetic", "wordings", "telling", "reading", "exercises", "overlap", "problems", "schoolbook", "choices",
-         "parts", "prepare", "data", "model", "induction", "optim", "checkpoint", "parallel", "train", "stage", "plot",
-         "pretrain", "sft", "cot_sft", "calculator", "decode", "vote", "weights", "generate", "report", "evaluate",
-         "options", "shortcuts", "fork", "head", "train_head", "labels", "fork_speed", "scorer", "anatomy", "peek",
-         "timing", "scaling", "bench", "plan", "quickstart"]
+ORDER = ["config", "corpus", "clean", "vocabulary", "tokenizer", "chat", "lexicon", "grammar", "simulation",
+         "world", "arithmetic", "wordings", "telling", "reading", "exercises", "overlap", "problems",
+         "schoolbook", "choices", "options", "drills", "parts", "prepare", "data", "model", "induction",
+         "optim", "checkpoint", "parallel", "train", "stage", "plot", "pretrain", "practice", "sft", "cot_sft",
+         "calculator", "decode", "vote", "weights", "generate", "report", "evaluate", "shortcuts", "fork",
+         "head", "train_head", "labels", "fork_speed", "scorer", "anatomy", "peek", "timing", "scaling",
+         "bench", "plan", "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}
 OPTIONAL = {"matplotlib"}
 

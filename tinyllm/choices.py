@@ -74,34 +74,38 @@ def _drawn_question(rng: random.Random, language: str, split: str) -> dict | Non
     """A passage and a question; None where two options read the same or the story in between tells of them too."""
     name = rng.choice(list(kinds()))
     role, form, asks = rng.choice(kinds()[name].asks)
-    kind, rivals = kinds()[name], _rivals(kinds()[name], role)
-    facts = _draw_facts(kind, rng.randint(2, 5) if len(rivals) == 1 else rng.randint(1, 3), rng)
+    kind, alike = kinds()[name], rivals(kinds()[name], role)
+    facts = draw_facts(kind, rng.randint(2, 5) if len(alike) == 1 else rng.randint(1, 3), rng)
     told = [wordings.pick(kind.facts, fact, language, rng, words=0) for fact in facts]
     people = [fact["A"] for fact in facts if "A" in fact]
     if len(people) > 1 and rng.random() < 0.4:                       # the same people in another kind of fact as well
         other = kinds()[rng.choice([one for one in kinds() if dict(kinds()[one].roles).get("A") == "person" != name
                                     and one not in (name, "give")])]
         told += [wordings.pick(other.facts, fact | {"A": person}, language, rng, words=0)
-                 for fact, person in zip(_draw_facts(other, len(people), rng), people)]
+                 for fact, person in zip(draw_facts(other, len(people), rng), people)]
     asked = rng.choice(facts)                                        # last: up to here all facts were alike
-    values = [fact[rival] for fact in facts for rival in rivals]
-    worded = lambda value: wordings.pick({language: [template("{V" + form[len(role):] + "}", language, {})]},
-                                         {"V": value}, language, rng, words=0)
-    options = rng.sample([worded(value) for value in values], len(values))
+    values = [fact[rival] for fact in facts for rival in alike]
+    options = rng.sample([worded(value, form[len(role):], language, rng) for value in values], len(values))
     names = [word(value, "", language, None) for fact in facts for value in fact.values() if isinstance(value, Concept)]
-    passage = _between(told, names, language, split, rng)
+    passage = between(told, names, language, split, rng)
     if len(set(options)) < len(options) or passage is None:
         return None
     return {"context": passage, "question": polished(wordings.pick(asks, asked, language, rng, words=0), language),
-            "options": options, "answer": options.index(worded(asked[role])), "family": name, "language": language}
+            "options": options, "answer": options.index(worded(asked[role], form[len(role):], language, rng)),
+            "family": name, "language": language}
 
 
-def _rivals(kind: Kind, role: str) -> list[str]:
+def worded(value: Concept | int, form: str, language: str, rng: random.Random) -> str:
+    """A value as an option: `.the` the attic, `.a` a stamp, nothing: Diana, 13."""
+    return wordings.pick({language: [template("{V" + form + "}", language, {})]}, {"V": value}, language, rng, words=0)
+
+
+def rivals(kind: Kind, role: str) -> list[str]:
     """The roles whose values could be mistaken for that of `role`: giver and receiver are both persons."""
     return [other for other, spec in kind.roles if spec == dict(kind.roles)[role]]
 
 
-def _draw_facts(kind: Kind, n: int, rng: random.Random) -> list[dict]:
+def draw_facts(kind: Kind, n: int, rng: random.Random) -> list[dict]:
     """`n` facts of a kind; no value comes twice, except that of a role that is the same for all."""
     columns: dict[str, list] = {}
     for role, spec in kind.roles:
@@ -116,7 +120,7 @@ def _draw_facts(kind: Kind, n: int, rng: random.Random) -> list[dict]:
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
-def _between(told: list[str], names: list[str], language: str, split: str, rng: random.Random) -> str | None:
+def between(told: list[str], names: list[str], language: str, split: str, rng: random.Random) -> str | None:
     """The facts in any order among the first sentences of a story of the world; None if it names one of `names`."""
     story = [sentence.strip() for sentence in drawn_story(rng, language, split, 20000).sentences[:rng.randint(0, 5)]]
     if any(name.lower() in sentence.lower() for name in names for sentence in story):
