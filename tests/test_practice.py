@@ -13,7 +13,7 @@ from tinyllm.fork import read
 from tinyllm.induction import plant_induction
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.options import Encoded, Question, encode
-from tinyllm.practice import TRUNK, accuracy, beside, drill_batch, main, read_trees, tree, with_drills
+from tinyllm.practice import TRUNK, WEIGHT, accuracy, beside, drill_batch, main, read_trees, tree, with_drills
 from tinyllm.sft import SFTConfig
 from tinyllm.train import TrainConfig, loss_sums, train
 
@@ -104,12 +104,12 @@ def test_the_drills_of_a_step_are_one_more_micro_batch(reader, tokenizer):
     loss_fn = with_drills(tokenizer, 400, 0)
     together = beside(texts, 3)(7).split(2)
     assert [part.tokens.shape for part in together] == [(2, 5), (2, 5), (3, 1)]
-    assert together[-1].tokens[:, 0].tolist() == [LONG_AT + 21, LONG_AT + 22, LONG_AT + 23]
+    assert together[-1].tokens[:, 0].tolist() == [21, 22, 23]
     rows, drills = loss_sums(reader, together[:2], loss_fn), loss_sums(reader, together[2:], loss_fn)
     whole = loss_sums(reader, together, loss_fn)
     assert whole == (pytest.approx(rows[0] + drills[0]), rows[1] + drills[1])
-    grown = [tree(drill(LONG_AT + 21 + k), tokenizer, 400) for k in range(3)]
-    assert drills[1] == sum(len(one.right) + len(one.told) for one in grown)
+    grown = [tree(drill(number), tokenizer, 400) for number in (21, 22, 23)]
+    assert drills[1] == WEIGHT * sum(len(one.right) + len(one.told) for one in grown)
     assert beside(texts, 0) is texts
 
 

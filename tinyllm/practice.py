@@ -28,6 +28,7 @@ from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import LossFn, TrainConfig, next_token_loss
 
 TRUNK, PADDING = -1, -2                                              # of no question, of no option; of nothing
+WEIGHT = 8                                                           # a target of a drill counts like so many of a row
 
 
 # ---- a passage with its questions and options as one tree ----------------------------------------------------------
@@ -130,7 +131,8 @@ def with_drills(tokenizer: Tokenizer, context: int, seed: int) -> LossFn:
         if batch.tokens.shape[1] > 1:
             return next_token_loss(model, batch)
         with torch.compiler.set_stance("force_eager"):               # every tree has a shape of its own
-            return drill_loss(model, [grown(number) for number in batch.tokens[:, 0].tolist()], tokenizer.eos)
+            nats, n = drill_loss(model, [grown(number) for number in batch.tokens[:, 0].tolist()], tokenizer.eos)
+        return WEIGHT * nats, WEIGHT * n
 
     return loss
 
@@ -152,13 +154,13 @@ class WithDrills(Batch):
 
 
 def beside(batch_at: Callable[[int], Batch], n: int) -> Callable[[int], Batch]:
-    """batch_at(step) with `n` drills beside each batch, those that come after the curriculum of the practice."""
+    """batch_at(step) with `n` drills beside each batch, from the first one on."""
     if n and parallel.size() > 1:
         raise ValueError("drills beside the rows are for one process; leave out --drills or torchrun")
 
     def both(step: int) -> Batch:
         rows = batch_at(step)
-        return WithDrills(rows.tokens, rows.targets, rows.starts, drill_batch(LONG_AT + step * n, n))
+        return WithDrills(rows.tokens, rows.targets, rows.starts, drill_batch(step * n, n))
 
     return both if n else batch_at
 
