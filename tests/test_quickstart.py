@@ -3,12 +3,13 @@
 from tinyllm import checkpoint, quickstart
 from tinyllm.quickstart import QuickstartConfig
 
-TINY = {"minutes": 0.05, "documents": 60, "problems": 40, "instructions": 20, "questions": 2, "self_consistency": 2}
+TINY = {"minutes": 0.05, "documents": 60, "problems": 40, "instructions": 20, "questions": 2, "self_consistency": 2,
+        "options": 16}
 
 
 def test_the_story_has_all_its_parts(tmp_path, capsys):
-    """Texts, three stages of training, a test of each and a vote, from an empty folder; a second call has nothing left
-    to train."""
+    """Texts, three stages of training, a test of each, a vote and a head that chooses, from an empty folder; a second
+    call has nothing left to train."""
     config = QuickstartConfig(data=str(tmp_path / "data"), out=str(tmp_path / "run"), **TINY)
     report = quickstart.quickstart(config)
     assert list(report["test"]) == list(report["results"]) == ["pretrain", "sft", "cot_sft"]
@@ -16,6 +17,7 @@ def test_the_story_has_all_its_parts(tmp_path, capsys):
     assert [checkpoint.is_chat(tmp_path / "run" / stage) for stage in report["test"]] == [False, True, True]
     words = [(tmp_path / "data" / name / "tokenizer.model").read_bytes() for name in ("words", ".")]
     assert words[0] == words[1]                                      # learnt from the questions, used for the texts too
+    assert report["chosen"]["head"]["n"] == 8
     shown = quickstart.table(report)
     assert "vote of 2" in shown and shown.count(" s  ") == len(report["seconds"]) + 1
     assert "attempt 2 of 2" in capsys.readouterr().out

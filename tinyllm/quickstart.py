@@ -1,7 +1,7 @@
 """The whole book in one command: a model reads, learns to answer, learns to think before it answers, and is examined.
 
-Nothing here is new: it calls problems, prepare, pretrain, sft, cot_sft and evaluate one after the other and shows what
-the model can do after each. Explained by tests/test_quickstart.py.
+Nothing here is new: it calls problems, prepare, pretrain, sft, cot_sft, evaluate and scorer one after the other and
+shows what the model can do after each. Explained by tests/test_quickstart.py.
 """
 
 import json
@@ -17,12 +17,11 @@ from tinyllm.config import PRESETS, Settings, command, opt, read_settings
 from tinyllm.cot_sft import CoTConfig, cot_sft
 from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
 from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
-from tinyllm.practice import PracticeConfig, practice
 from tinyllm.pretrain import PretrainConfig, pretrain
 from tinyllm.report import by_group, grid, percent
 from tinyllm.scorer import EvalConfig, evaluate_scorer
 from tinyllm.sft import SFTConfig, read_files, sft
-from tinyllm.shortcuts import table as accuracy_table
+from tinyllm.shortcuts import table as accuracies
 from tinyllm.train_head import ScorerConfig, train_scorer
 
 STORY = "Once upon a time, Little Bear"
@@ -36,20 +35,20 @@ class QuickstartConfig(Settings):
 
     Writes a small world and a schoolbook, learns a vocabulary, then trains `nano` (4 layers, 256 wide) in three stages:
     to continue texts, to answer questions, to write its steps before the answer. After each stage it sits the same
-    test of questions it has never seen. Stop it whenever you like: the same command goes on. Example:
+    test of questions it has never seen. At last a head learns to choose among options, on the model that ships. Stop it
+    whenever you like: the same command goes on. Example:
       python -m tinyllm.quickstart
     Afterwards:
       python -m tinyllm.generate --self-consistency 5 "计算：12*(3+4)-10"
     """
 
-    minutes: float = opt(13.0, "minutes of training, all stages together", low=0)
+    minutes: float = opt(12.7, "minutes of training, all stages together", low=0)
     documents: int = opt(6_000, "stories and pages of the schoolbook to read", low=2)
     problems: int = opt(60_000, "problems with steps to learn from", low=10)
     instructions: int = opt(8_000, "plain instructions, and as many problems with the answer alone", low=10)
-    drills: int = opt(0, "drills of choosing among options before stage 3, one beside each of its steps, and at last "
-                         "a head trained on what they left. 12000 take about five minutes more", low=0)
     questions: int = opt(180, "questions of the test", low=1)
     self_consistency: int = opt(5, "attempts that vote in the test", low=1)
+    options: int = opt(400, "reading questions to train the head of the last part on (0: leave it out)", low=0)
     data: str = opt("data/quickstart", "folder for texts, questions and tokens")
     out: str = opt("checkpoints/quickstart", "folder for the checkpoints of the three stages")
     seed: int = opt(0, "of world, weights, batches and samples", low=0)
@@ -67,8 +66,9 @@ def part(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def quickstart(config: QuickstartConfig) -> dict:
-    """Runs every part in order; returns {"seconds": {part: s}, "results": {stage: ...}, "test": {stage: groups}}."""
-    out, data, seconds, results, test = Path(config.out), Path(config.data), {}, {}, {}
+    """Runs every part in order; returns {"seconds": {part: s}, "results": {stage: ...}, "test": {stage: groups},
+    "chosen": {baseline or head: accuracy}}."""
+    out, data, seconds, results, test, chosen = Path(config.out), Path(config.data), {}, {}, {}, {}
     with part("1. texts and questions: a world, a schoolbook, a vocabulary", seconds):
         write_problems(config)
         report = prepare.prepare(prepare.PrepareConfig(
@@ -89,18 +89,10 @@ def quickstart(config: QuickstartConfig) -> dict:
             data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
             val=[str(data / "sft_val.jsonl"), str(data / "direct_val.jsonl")], init=str(out / "pretrain"),
             out=str(out / "sft"), max_minutes=minutes["sft"], dropout=0.0, **shared))
-    if config.drills:
-        with part("practice: find what a passage says, choose among options", seconds):
-            steps = -(-config.drills // PracticeConfig.effective_batch_size)
-            results["practice"] = practice(PracticeConfig(init=str(out / "sft"), out=str(out / "practice"),
-                                                          max_steps=steps, **shared))
-            print(f"right of the held-out questions: {results['practice']['accuracy']:.1%} "
-                  f"(before: {results['practice']['accuracy_before']:.1%}, chance {results['practice']['chance']:.1%})")
     with part("4. CoT-SFT: think, then answer", seconds):
         results["cot_sft"] = cot_sft(CoTConfig(
             data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
-            plain=[str(data / "sft_train.jsonl")], out=str(out / "cot_sft"), drills=min(1, config.drills),
-            init=str(out / ("practice" if config.drills else "sft")),
+            plain=[str(data / "sft_train.jsonl")], init=str(out / "sft"), out=str(out / "cot_sft"),
             max_minutes=minutes["cot_sft"], dropout=0.0, **shared))
     for stage in SHARES:
         plot.draw_losses(out / stage)
@@ -115,18 +107,22 @@ def quickstart(config: QuickstartConfig) -> dict:
         print(f"{QUESTION}\n")
         settings = GenerateConfig(self_consistency=config.self_consistency, seed=config.seed)
         answer(model, words, conversation(settings, QUESTION), settings)
-    if config.drills:
-        with part("7. reading questions with options: a head on one cached prefix", seconds):
-            choices.write(choices.ChoicesConfig(out=str(data), options=2000, labels=0, val=300, test=500,
-                                                seed=config.seed))
-            files = {split: [str(data / f"options_{split}.jsonl")] for split in choices.SPLITS}
-            head = ScorerConfig(checkpoint=str(out / "cot_sft"), data=files["train"], val=files["val"],
-                                out=str(out / "scorer"), states=str(out / "states"), seed=config.seed)
-            results["head"] = train_scorer(head)
-            chosen = evaluate_scorer(EvalConfig(head=head.out, data=files["test"][0], states=head.states))
-            print(accuracy_table({"test": chosen["accuracy"]}))
-            results["head"]["test"] = chosen["accuracy"]
-    return {"seconds": seconds, "results": results, "test": test}
+    if config.options and checkpoint.SHIPPED.is_dir():
+        with part("7. choosing among options: a head on the model that ships, which has practised it", seconds):
+            chosen = choose(config)
+            print(accuracies({"reading questions": chosen}))
+    return {"seconds": seconds, "results": results, "test": test, "chosen": chosen}
+
+
+def choose(config: QuickstartConfig) -> dict:
+    """Trains a head on generated reading questions; its accuracy on others, beside the baselines."""
+    data, n = Path(config.data), config.options
+    choices.write(choices.ChoicesConfig(out=str(data), options=n, labels=0, val=n // 4, test=n // 2, seed=config.seed))
+    train, val, test = (str(data / f"options_{split}.jsonl") for split in choices.SPLITS)
+    head = ScorerConfig(checkpoint=str(checkpoint.SHIPPED), data=[train], val=[val], states=str(data / "states"),
+                        out=str(Path(config.out) / "scorer"), seed=config.seed)
+    train_scorer(head)
+    return evaluate_scorer(EvalConfig(head=head.out, data=test, states=head.states))["accuracy"]
 
 
 def write_problems(config: QuickstartConfig) -> None:
