@@ -1,11 +1,12 @@
 """Practice in choosing: a tree says what separate readings say, drills give nothing away, and choosing is learnt."""
 
+import json
 import shutil
 
 import pytest
 import torch
 
-from tinyllm import checkpoint
+from tinyllm import checkpoint, cot_sft
 from tinyllm.config import PRESETS
 from tinyllm.data import Batch
 from tinyllm.drills import LONG_AT, LONG_FROM, drill
@@ -71,6 +72,10 @@ def test_too_long_a_passage_loses_its_beginning(tokenizer):
     assert cut.ids[1:trunk] == grown.ids[grown.question.count(TRUNK) - trunk + 1:grown.question.count(TRUNK)]
 
 
+    with pytest.raises(ValueError, match="context=30"):
+        tree(one, tokenizer, 30)
+
+
 def test_drills_begin_short_and_become_long():
     """A curriculum, and a pure function of the number, so a run that is resumed goes on with the drills it would have
     had."""
@@ -129,7 +134,7 @@ def test_choosing_is_learnt_from_drills(tokenizer):
 def test_a_stopped_practice_goes_on_as_if_nothing_had_happened(reader, tokenizer, tmp_path):
     start = checkpoint.save(tmp_path / "start", reader, tokenizer, SFTConfig(), {"step": 1})
     settings = ["--init", str(start), "--out", str(tmp_path / "run"), "--max-steps", "4", "--save-every", "2",
-                "--effective-batch-size", "2", "--val-drills", "4", "--json"]
+                "--effective-batch-size", "2", "--json"]
     main(settings)
     whole = checkpoint.load(tmp_path / "run")[0].state_dict()
     shutil.rmtree(tmp_path / "run" / "step-00000004")                # as if killed after the save of step 2
@@ -137,3 +142,17 @@ def test_a_stopped_practice_goes_on_as_if_nothing_had_happened(reader, tokenizer
     again = checkpoint.load(tmp_path / "run")[0].state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert checkpoint.is_chat(tmp_path / "run")
+
+
+def test_chains_of_thought_are_learnt_with_drills_beside_them(reader, tokenizer, tmp_path, capsys):
+    """The loop, the rows and the validation of stage 3; the result also says how many options were chosen right."""
+    start = checkpoint.save(tmp_path / "start", reader, tokenizer, SFTConfig(), {"step": 1})
+    rows = [{"user": f"{a}+1?", "cot": f"{a}+1={a + 1}", "final": str(a + 1)} for a in range(30)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    cot_sft.main(["--data", str(data), "--val", str(data), "--plain-share", "0", "--init", str(start), "--drills", "1",
+                  "--out", str(tmp_path / "run"), "--max-steps", "12", "--val-every", "12", "--lr", "0.02", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in metrics if "val_loss" in row]
+    assert losses[-1] < 0.8 * losses[0] and 0 < result["chance"] < 1 and 0 <= result["choice"] <= 1

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tinyllm import checkpoint, parallel
 from tinyllm.config import command, opt, read_settings
 from tinyllm.data import Batch
-from tinyllm.drills import LONG_AT, Drill, drill
+from tinyllm.drills import Drill, drill
 from tinyllm.model import TinyLLM
 from tinyllm.pretrain import show, summary
 from tinyllm.stage import run_stage
@@ -52,12 +52,15 @@ class Tree(NamedTuple):
 def tree(one: Drill, tokenizer: Tokenizer, context: int) -> Tree:
     """Passage, then each question behind it, then each option behind its question.
 
-    A passage with which a path would be longer than `context` loses its beginning.
+    A passage with which a path would be longer than `context` loses its beginning. ValueError if a question alone is.
     """
     prompts = [tokenizer.encode(asked.prompt) for asked in one.asked]
     options = [[tokenizer.encode(text) for text in asked.options] for asked in one.asked]
     passage = tokenizer.encode(one.context)
     longest = max(len(prompt) + max(map(len, choices)) for prompt, choices in zip(prompts, options))
+    if longest >= context:
+        raise ValueError(f"a question of a drill takes {longest} tokens and context={context}; train a model with a "
+                         "larger context, or a vocabulary with longer tokens")
     ids = [tokenizer.eos, *passage[max(0, len(passage) + 1 + longest - context):]]       # after the end of another text
     trunk = len(ids)
     question, option, position = [TRUNK] * trunk, [TRUNK] * trunk, list(range(trunk))
@@ -177,43 +180,44 @@ def accuracy(model: TinyLLM, trees: Sequence[Tree], eos: int) -> float:
     return sum(found) / len(found)
 
 
+def examined(model: TinyLLM, tokenizer: Tokenizer, passages: int = 100) -> dict[str, float]:
+    """The share of right choices on held-out passages of the long kind, and that of chance."""
+    trees = [tree(drill(i, split="val"), tokenizer, model.config.context) for i in range(passages)]
+    asked = [1 / len(ends) for one in trees for ends in one.ends]
+    return {"choice": accuracy(model, trees, tokenizer.eos), "chance": sum(asked) / len(asked)}
+
+
 # ---- the stage -----------------------------------------------------------------------------------------------------
 
 @dataclass
 class PracticeConfig(TrainConfig):
     """Practise choosing among options: drills from terse facts to passages of a story, each read once.
 
-    The drills are generated. Afterwards `cot_sft --drills 1` keeps the skill alive, and the state at the end of an
-    option says whether it is right: a head can be trained on it. Examples:
-      python -m tinyllm.practice
-      python -m tinyllm.cot_sft --init checkpoints/practice --drills 1
-      python -m tinyllm.scorer train --data data/options_train.jsonl
+    The drills are generated. The state at the end of an option then says whether it is right: a head can be trained on
+    it. Alone, this takes a model that can copy about ten minutes, and it forgets to write its steps; beside chains of
+    thought (`cot_sft --drills 4`) it keeps both. Examples:
+      python -m tinyllm.practice --init checkpoints/cot_sft
+      python -m tinyllm.scorer train --checkpoint checkpoints/practice --data data/options_train.jsonl
     """
 
     chat = True                                                      # not a setting: it starts from a chat model
-    init: str = opt("checkpoints/sft", "checkpoint to start from")
+    init: str = opt("checkpoints/cot_sft", "checkpoint to start from")
     out: str = opt("checkpoints/practice", "folder for checkpoints and metrics.jsonl")
     max_steps: int = opt(1500, "stop after this many optimizer steps (0: no limit)", low=0)
     batch_size: int = opt(8, "drills in one forward pass (micro-batch)", low=1)
     effective_batch_size: int = opt(8, "drills per optimizer step, each a passage with up to five questions", low=1)
     muon_lr: float = opt(0.004, "peak learning rate of Muon", low=0)
-    val_drills: int = opt(200, "held-out passages of the long kind", low=1)
     json: bool = opt(False, "print the result as JSON")
 
 
 def practice(config: PracticeConfig) -> dict:
-    """The stage as `config` says; the result with the accuracy on held-out passages before and after."""
+    """The stage as `config` says; the result with the right choices on held-out passages before and after."""
     parallel.start()
     model, tokenizer = checkpoint.load(config.init)
-    context = model.config.context
-    held_out = [tree(drill(LONG_AT + i, config.seed, "val"), tokenizer, context) for i in range(config.val_drills)]
-    chance = sum(1 / len(ends) for one in held_out for ends in one.ends) / sum(len(one.ends) for one in held_out)
-    before = accuracy(model, held_out, tokenizer.eos)
-    n = config.effective_batch_size
-    state = run_stage(model, tokenizer, lambda step: drill_batch(step * n, n), config, config.out,
-                      val={}, loss_fn=with_drills(tokenizer, context, config.seed))
-    return summary(config, state, 1) | {"chance": chance, "accuracy_before": before,
-                                        "accuracy": accuracy(model, held_out, tokenizer.eos)}
+    before, n = examined(model, tokenizer)["choice"], config.effective_batch_size
+    state = run_stage(model, tokenizer, lambda step: drill_batch(step * n, n), config, config.out, val={},
+                      loss_fn=with_drills(tokenizer, model.config.context, config.seed))
+    return summary(config, state, 1) | {"choice_before": before} | examined(model, tokenizer)
 
 
 @command

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tinyllm import chat, checkpoint, parallel, problems
 from tinyllm.config import command, opt, read_settings
 from tinyllm.data import Example, PackedExamples
-from tinyllm.practice import beside, with_drills
+from tinyllm.practice import beside, examined, with_drills
 from tinyllm.pretrain import show, summary
 from tinyllm.stage import run_stage
 from tinyllm.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class SFTConfig(TrainConfig):
     muon_lr: float = opt(0.006, "peak learning rate of Muon", low=0)
     schedule: str = opt("linear", TrainConfig.__dataclass_fields__["schedule"].metadata["help"],
                         choices=TrainConfig.__dataclass_fields__["schedule"].metadata["choices"])
-    drills: int = opt(0, "drills of choosing beside the rows of each step, to keep alive what `practice` taught", low=0)
+    drills: int = opt(0, "passages with options to choose from beside the rows of each step", low=0)
     dropout: float = opt(0.1, TrainConfig.__dataclass_fields__["dropout"].metadata["help"], low=0, high=0.9)
     val_rows: int = opt(600, "held-out rows read at each validation", low=1)
     json: bool = opt(False, "print the result as JSON")
@@ -124,7 +124,8 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
     state = run_stage(model, tokenizer, beside(batch_at, config.drills), config, config.out, val=val,
                       loss_fn=with_drills(tokenizer, context, config.seed))
     result = summary(config, state, len(batch_at.packed) * context)
-    return result | {"examples": len(examples), "dropped": dropped, "fill": batch_at.fill}
+    result |= {"examples": len(examples), "dropped": dropped, "fill": batch_at.fill}
+    return result | examined(model, tokenizer) if config.drills else result
 
 
 def sft(config: SFTConfig) -> dict:
