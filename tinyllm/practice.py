@@ -22,7 +22,7 @@ from tinyllm.config import command, opt, read_settings
 from tinyllm.data import Batch
 from tinyllm.drills import Drill, drill
 from tinyllm.model import TinyLLM
-from tinyllm.pretrain import show, summary
+from tinyllm.pretrain import show
 from tinyllm.stage import run_stage
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import LossFn, TrainConfig, next_token_loss
@@ -195,7 +195,7 @@ class PracticeConfig(TrainConfig):
 
     The drills are generated. The state at the end of an option then says whether it is right: a head can be trained on
     it. Alone, this takes a model that can copy about ten minutes, and it forgets to write its steps; beside chains of
-    thought (`cot_sft --drills 4`) it keeps both. Examples:
+    thought (`cot_sft --drills 4`) it keeps both. The bar counts a passage as one token. Examples:
       python -m tinyllm.practice --init checkpoints/cot_sft
       python -m tinyllm.scorer train --checkpoint checkpoints/practice --data data/options_train.jsonl
     """
@@ -217,7 +217,8 @@ def practice(config: PracticeConfig) -> dict:
     before, n = examined(model, tokenizer)["choice"], config.effective_batch_size
     state = run_stage(model, tokenizer, lambda step: drill_batch(step * n, n), config, config.out, val={},
                       loss_fn=with_drills(tokenizer, model.config.context, config.seed))
-    return summary(config, state, 1) | {"choice_before": before} | examined(model, tokenizer)
+    return {"out": config.out, "steps": state.step, "drills": state.tokens, "minutes": state.seconds / 60,
+            "train_loss": state.loss, "choice_before": before} | examined(model, tokenizer)
 
 
 @command
