@@ -78,11 +78,9 @@ def _drawn_question(rng: random.Random, language: str, split: str) -> dict | Non
     facts = draw_facts(kind, rng.randint(2, 5) if len(alike) == 1 else rng.randint(1, 3), rng)
     told = [wordings.pick(kind.facts, fact, language, rng, words=0) for fact in facts]
     people = [fact["A"] for fact in facts if "A" in fact]
-    if len(people) > 1 and rng.random() < 0.4:                       # the same people in another kind of fact as well
-        other = kinds()[rng.choice([one for one in kinds() if dict(kinds()[one].roles).get("A") == "person" != name
-                                    and one not in (name, "give")])]
-        told += [wordings.pick(other.facts, fact | {"A": person}, language, rng, words=0)
-                 for fact, person in zip(draw_facts(other, len(people), rng), people)]
+    if len(people) > 1 and rng.random() < 0.4:
+        other, more = facts_beside(name, people, rng)
+        told += [wordings.pick(other.facts, fact, language, rng, words=0) for fact in more]
     asked = rng.choice(facts)                                        # last: up to here all facts were alike
     values = [fact[rival] for fact in facts for rival in alike]
     options = rng.sample([worded(value, form[len(role):], language, rng) for value in values], len(values))
@@ -118,6 +116,13 @@ def draw_facts(kind: Kind, n: int, rng: random.Random) -> list[dict]:
             used = [value for column in columns.values() for value in column]
             columns[role] = rng.sample([one for one in wordings.choices(spec) if one not in used], n)
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def facts_beside(name: str, people: list[Concept], rng: random.Random) -> tuple[Kind, list[dict]]:
+    """The same people in another kind of fact than `name`, so that a name alone does not lead to the sentence."""
+    other = kinds()[rng.choice([one for one in kinds() if dict(kinds()[one].roles).get("A") == "person"
+                                and one not in (name, "give")])]
+    return other, [fact | {"A": person} for fact, person in zip(draw_facts(other, len(people), rng), people)]
 
 
 def between(told: list[str], names: list[str], language: str, split: str, rng: random.Random) -> str | None:

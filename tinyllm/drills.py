@@ -10,7 +10,7 @@ import random
 from typing import NamedTuple
 
 from tinyllm import wordings
-from tinyllm.choices import Kind, between, draw_facts, kinds, rivals, worded
+from tinyllm.choices import Kind, between, draw_facts, facts_beside, kinds, rivals, worded
 from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, Concept, word
 from tinyllm.options import TEMPLATE
@@ -37,7 +37,8 @@ class Drill(NamedTuple):
 
 
 def drill(index: int, seed: int = 0, split: str = "train") -> Drill:
-    """Drill `index`: a pure function of its arguments. A curriculum: the first ones are short, later four of five long.
+    """Drill `index`: a pure function of its arguments. A curriculum: the first ones are short, later four of five long;
+    outside train all are.
 
     A short one has two or three facts, terse or told, and questions that are terse, have only a heading, or are worded.
     A long one has up to five told facts, often among a story and facts of another kind, and worded questions.
@@ -56,11 +57,8 @@ def _drawn(rng: random.Random, language: str, long: bool, split: str) -> Drill |
     name = rng.choice([one for one in kinds() if one != "give" or (not terse and form == "worded")])
     groups = [(kinds()[name], _facts(kinds()[name], rng, long))]
     people = [fact["A"] for fact in groups[0][1] if "A" in fact]
-    if long and len(people) > 1 and rng.random() < 0.4:              # the same people in another kind of fact as well
-        other = kinds()[rng.choice([one for one in kinds() if dict(kinds()[one].roles).get("A") == "person"
-                                    and one not in (name, "give")])]
-        groups.append((other, [fact | {"A": person}
-                               for fact, person in zip(draw_facts(other, len(people), rng), people)]))
+    if long and len(people) > 1 and rng.random() < 0.4:
+        groups.append(facts_beside(name, people, rng))
     sign = rng.choice(SIGNS[language])
     tell = lambda kind, fact: _terse(kind, fact, sign, language, rng) if terse else \
         wordings.pick(kind.facts, fact, language, rng, words=0)

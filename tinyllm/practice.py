@@ -107,7 +107,7 @@ def choice_scores(model: TinyLLM, states: Tensor, eos: int) -> Tensor:
 
     After a right answer the text may end. So no head is learnt beside the model: the row of the end token is one.
     """
-    return model.logits(states)[..., eos]
+    return states @ model.embed.weight[eos]
 
 
 def drill_loss(model: TinyLLM, trees: Sequence[Tree], eos: int) -> tuple[Tensor, Tensor]:
