@@ -123,6 +123,11 @@ def test_the_command_writes_six_files(tmp_path, capsys):
             assert split == "train" or len(set(lines)) == n
 
 
+def test_none_of_a_kind_is_no_file_of_it(tmp_path):
+    main(["--out", str(tmp_path), "--options", "4", "--labels", "0", "--val", "2", "--test", "2"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"options_{split}.jsonl" for split in sorted(SPLITS)]
+
+
 def test_without_a_folder_rows_are_printed(capsys):
     main([])
     assert len(capsys.readouterr().out.splitlines()) == 14

@@ -222,8 +222,8 @@ class ChoicesConfig(Settings):
     """
 
     out: str = opt("", "folder for the files; empty prints a few rows")
-    options: int = opt(12000, "training questions with options", low=0)
-    labels: int = opt(8000, "training pairs of query and item", low=0)
+    options: int = opt(12000, "training questions with options (0: none of their files)", low=0)
+    labels: int = opt(8000, "training pairs of query and item (0: none of their files)", low=0)
     val: int = opt(1000, "rows of each validation file", low=0)
     test: int = opt(1000, "rows of each test file", low=0)
     seed: int = opt(0, "another seed gives other rows")
@@ -245,10 +245,11 @@ def rows(make: Callable[..., dict], n: int, config: ChoicesConfig, split: str) -
 
 
 def write(config: ChoicesConfig) -> dict:
-    """Writes the six files; returns {file: number of rows}."""
+    """Writes the six files, or the three of one kind; returns {file: number of rows}."""
     Path(config.out).mkdir(parents=True, exist_ok=True)
     report = {}
-    for name, make, n_train in (("options", reading_question, config.options), ("labels", pair, config.labels)):
+    files = (("options", reading_question, config.options), ("labels", pair, config.labels))
+    for name, make, n_train in (file for file in files if file[-1]):
         for split, n in zip(SPLITS, (n_train, config.val, config.test)):
             lines = []
             for row in rows(make, n, config, split):
