@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinyllm.model import KVCache, ModelConfig, RMSNorm, TinyLLM, rope_tables, rotate
+from tinyllm.model import QUERIES, KVCache, ModelConfig, RMSNorm, TinyLLM, attend, rope_tables, rotate, visible
 from tinyllm.train import set_dropout
 
 pytestmark = pytest.mark.usefixtures("_no_grad")
@@ -29,6 +29,22 @@ def test_reading_in_pieces_equals_reading_at_once(model, tokens, pieces):
     cache = KVCache(model.config, batch=2, room=24)
     parts = [model(piece, cache) for piece in tokens.split(pieces, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-4, atol=1e-5)
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("T, S, packed", [(QUERIES - 1, QUERIES - 1, True), (2 * QUERIES, 2 * QUERIES, False),
+                                          (300, 300, True), (QUERIES + 9, 300, False), (1, 300, False)])
+def test_attention_in_pieces_is_attention(T, S, packed):
+    """However many pieces the queries come in, result and gradients are those of torch's own kernel."""
+    inputs = [torch.randn(2, heads, length, 16, requires_grad=True) for heads, length in ((4, T), (2, S), (2, S))]
+    starts = (torch.arange(T) // 70 * 70).expand(2, T) if packed else None
+    mask, results = visible(T, S, starts), []
+    assert (mask is None) == (T == 1)
+    for out in (attend(*inputs, mask, torch.nn.Identity()),
+                F.scaled_dot_product_attention(*inputs, attn_mask=mask, enable_gqa=True)):
+        results.append([out, *torch.autograd.grad(out.pow(2).sum(), inputs)])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 9])

@@ -97,7 +97,7 @@ def shape_table(model: TinyLLM, tokens: Tensor, cache: KVCache | None = None) ->
 def attention_weights(model: TinyLLM, ids: list[int], layer: int = -1) -> Tensor:
     """softmax(q kᵀ / √E) of one layer (-1: the last): (H, T, T). Row t says where token t looks; it sums to one.
 
-    The model's fused attention never stores them, so they are computed again from what the layer was given.
+    Attention keeps none of them, so they are computed again from what the layer was given.
     """
     last = model.config.n_layers - 1
     if not -1 <= layer <= last:

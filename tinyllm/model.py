@@ -5,6 +5,7 @@ Shapes: B batch, T new tokens, S stored + new tokens, D width, H heads, K key/va
 F feed-forward width, V vocabulary. tests/test_model.py proves each part against its textbook form.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -120,21 +121,44 @@ class KVCache:
         self.length = length
 
 
-def visible(T: int, S: int, starts: Tensor | None = None) -> Tensor | None:
+def visible(T: int, S: int, starts: Tensor | None = None, device: torch.device | str = "cpu") -> Tensor | None:
     """Which of S keys each of the last T of S positions may look at: itself and the past, from its start on.
 
     `starts` (B, T), or (B, 1) for whole rows: the first position of the example that a token belongs to, where a row
     holds several examples or padding. Returns True where allowed, (B, 1, T, S) with starts, (T, S) without; None where
-    plain causal attention, or no mask at all, says the same.
+    one token may look at everything.
     """
-    if starts is None and T in (1, S):
+    if starts is None and T == 1:
         return None
-    device = None if starts is None else starts.device
     queries, keys = torch.arange(S - T, S, device=device)[:, None], torch.arange(S, device=device)     # the last T of S
     if starts is None:
         return keys <= queries                                                # (T, S)
     # Padding before a start sees itself: a row of the mask without any True would make it NaN.
     return ((keys <= queries) & ((keys >= starts[..., None]) | (keys == queries)))[:, None]     # (B, 1, T, S)
+
+
+QUERIES = 128                                                        # that look at once
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: nn.Module) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v: each query's mean of the values, weighted by how well their keys fit it.
+
+    q (B, H, T, E) are the last T of the S positions of k and v (B, K, S, E); `mask` is what visible() says. Returns
+    (B, H, T, E). Queries come 128 at a time: those of an early piece need no score for the keys behind it, which saves
+    up to half of the work, and the scores of a piece still lie in the CPU's cache when the softmax reads them.
+    """
+    T, S, share = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    if share > 1:                                                    # so many query heads share a key/value head
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)     # (B, H, S, E)
+    q, out = q * q.shape[-1] ** -0.5, []                             # scaled here there is less to scale
+    for start in range(0, T, QUERIES):
+        end = min(start + QUERIES, T)
+        seen = S - T + end                                           # keys up to the last query of this piece
+        scores = q[:, :, start:end] @ k[:, :, :seen].mT              # (B, H, end - start, seen)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., start:end, :seen], -math.inf)
+        out.append(drop(scores.softmax(-1)) @ v[:, :, :seen])        # (B, H, end - start, E)
+    return torch.cat(out, dim=2)
 
 
 class Attention(nn.Module):
@@ -167,10 +191,7 @@ class Attention(nn.Module):
         q, k, v = self.heads(x, rope)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
-        # Without a mask: T tokens that follow nothing are causal; one token behind a prefix sees everything.
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, dropout_p=self.drop.p if self.training else 0.0,
-            enable_gqa=q.shape[1] != k.shape[1])                              # (B, H, T, E)
+        out = attend(q, k, v, mask, self.drop)                                # (B, H, T, E)
         return self.wo(out.transpose(1, 2).reshape(B, T, -1))                 # (B, T, D)
 
 
@@ -246,7 +267,7 @@ class TinyLLM(nn.Module):
             positions = torch.arange(start, end, device=tokens.device) - starts               # (B, T)
             positions = positions.clamp(0, self.config.context - 1)[:, None]                  # (B, 1, T)
             rope = self.rope_cos[positions], self.rope_sin[positions]         # (B, 1, T, E/2) each
-        mask = visible(end - start, end, starts)
+        mask = visible(end - start, end, starts, tokens.device)
         x = self.drop(self.embed(tokens))                                     # (B, T, D)
         for block in self.blocks:
             x = block(x, rope, mask, cache)

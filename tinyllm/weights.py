@@ -153,8 +153,7 @@ class QuickBlock(nn.Module):
         q, k = torch.addcmul(qk * cos, qk.roll(E // 2, -1), sin).split([H, K], dim=1)     # rotate() of model.py
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
-                                             enable_gqa=H != K)               # (B, H, T, E)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=H != K)      # attend(): (B, H, T, E)
         x = x + self.wo(out.transpose(1, 2).reshape(B, T, -1))
         gate, up = self.gate_up(rms_norm(x, self.ffn_norm, self.eps)).chunk(2, dim=-1)     # (B, T, F) each
         return x + self.down(F.silu(gate) * up)                               # (B, T, D)
