@@ -42,7 +42,7 @@ class QuickstartConfig(Settings):
       python -m tinyllm.generate --self-consistency 5 "计算：12*(3+4)-10"
     """
 
-    minutes: float = opt(12.7, "minutes of training, all stages together", low=0)
+    minutes: float = opt(12.5, "minutes of training, all stages together", low=0)
     documents: int = opt(6_000, "stories and pages of the schoolbook to read", low=2)
     problems: int = opt(60_000, "problems with steps to learn from", low=10)
     instructions: int = opt(8_000, "plain instructions, and as many problems with the answer alone", low=10)
