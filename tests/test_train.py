@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SENTENCES
 
 from tinyllm import checkpoint, parallel, train
@@ -250,6 +251,21 @@ def test_only_training_steps_are_compiled(monkeypatch):
     assert (n_graphs := len(graphs)) > 0
     list(decode(model, [[1, 2, 3]], end=0, max_new_tokens=4))
     assert len(graphs) == n_graphs
+
+
+def test_the_cross_entropy_is_compiled_once_for_any_number_of_targets(monkeypatch):
+    """Every batch of answers has another number of learnt tokens; a compiler that makes each anew never ends."""
+    graphs = []
+    plain_compile = torch.compile
+    counted = lambda graph, examples: graphs.append(graph) or graph.forward
+    monkeypatch.setattr(torch, "compile", lambda call, **options: plain_compile(call, backend=counted, **options))
+    model = fresh()
+    model.cross_entropy.compile(dynamic=True)
+    for n in (40, 17, 33, 5):
+        logits, targets = torch.randn(n, 50), torch.randint(0, 50, (n,))
+        expected = F.cross_entropy(logits, targets, reduction="sum")
+        torch.testing.assert_close(model.cross_entropy(logits, targets), expected)
+    assert len(graphs) == 1
 
 
 def test_a_compiler_that_fails_costs_one_line_not_the_run(monkeypatch, capsys):

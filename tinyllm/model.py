@@ -225,6 +225,15 @@ class Block(nn.Module):
         return x + self.drop(self.ffn(self.ffn_norm(x)))
 
 
+class CrossEntropy(nn.Module):
+    """Sum of -log softmax(logits)[target] in nats: logits (N, V), targets (N,). A module so that it can be compiled by
+    itself: the scores of all V tokens are more numbers than all the rest, and fused they are read once, not five times.
+    """
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
 class TinyLLM(nn.Module):
     """The whole decoder. The head that predicts the next token is the embedding matrix itself (Press & Wolf 2016,
     arXiv:1608.05859): one matrix, learnt from both ends."""
@@ -235,6 +244,7 @@ class TinyLLM(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.cross_entropy = CrossEntropy()
         self.drop = nn.Dropout(0.0)                                           # how much is a matter of training
         cos, sin = rope_tables(config.context, config.head_dim, config.rope_theta)
         self.register_buffer("rope_cos", cos, persistent=False)               # (context, E/2)

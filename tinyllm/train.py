@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm import optim, parallel
 from tinyllm.config import RECIPES, Settings, opt
 from tinyllm.data import IGNORE, Batch
-from tinyllm.model import Block
+from tinyllm.model import Block, CrossEntropy
 
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
@@ -82,7 +81,7 @@ def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     hidden = model.last_hidden(batch.tokens, starts=batch.starts)    # (B, T, D)
     learnt = batch.targets != IGNORE                                 # (B, T)
     logits = model.logits(hidden[learnt])                            # (learnt, V): no scores where nothing is learnt
-    return F.cross_entropy(logits.float(), batch.targets[learnt], reduction="sum"), learnt.sum()
+    return model.cross_entropy(logits, batch.targets[learnt]), learnt.sum()
 
 
 def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfig, *,
@@ -212,10 +211,11 @@ def _micro_batches(batch: Batch, config: TrainConfig, progress: float) -> list[B
 
 
 def compiled(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> LossFn:
-    """`loss_fn` with the blocks of `model` fused by torch.compile, where the run is long enough to win back the time.
+    """`loss_fn` with the blocks and the cross-entropy of `model` fused by torch.compile, where the run is long enough
+    to win back the time.
 
-    All blocks share the code that is made for the first, so this takes seconds; what is compiled does not depend on how
-    many targets a batch has. Where there is no working compiler, the plain `loss_fn`, with one line on stderr.
+    All blocks share the code that is made for the first, so this takes seconds; the cross-entropy is made for any
+    number of targets. Where there is no working compiler, the plain `loss_fn`, with one line on stderr.
     """
     wanted = config.compile == "on" or (config.compile == "auto" and config.max_minutes >= 3)
     if not wanted:
@@ -223,8 +223,9 @@ def compiled(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> LossFn:
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         print("no C++ compiler found: training without torch.compile", file=sys.stderr)
         return loss_fn
-    for block in (module for module in model.modules() if isinstance(module, Block)):
-        block.compile(dynamic=False)
+    for module in model.modules():
+        if isinstance(module, (Block, CrossEntropy)):
+            module.compile(dynamic=isinstance(module, CrossEntropy))
     plain = torch.compiler.set_stance("force_eager")(loss_fn)
     ways = [loss_fn]
 

@@ -179,6 +179,7 @@ class QuickLLM(TinyLLM):
     def __init__(self, model: TinyLLM, product: Product) -> None:
         nn.Module.__init__(self)                                     # no new weights: the embedding is the model's own
         self.config, self.embed, self.drop = model.config, model.embed, nn.Identity()
+        self.cross_entropy = model.cross_entropy
         self.blocks = nn.ModuleList(QuickBlock(block, product) for block in model.blocks)
         self.head, self.norm_weight = product(model.embed.weight), twice(model.norm.weight)
         self.rope_cos = model.rope_cos.repeat(1, 2)                  # (context, E): (cos, cos) and (-sin, sin)
