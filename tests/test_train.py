@@ -239,13 +239,18 @@ def test_validation_does_not_change_training():
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15, 20]
 
 
-def test_only_training_steps_are_compiled(monkeypatch):
-    """Validation and decoding come in ever new shapes; compiling each would cost more than it gains."""
-    graphs = []
-    plain_compile = torch.compile
-    counted = lambda graph, examples: graphs.append(graph) or graph.forward
+@pytest.fixture
+def graphs(monkeypatch):
+    """Every graph that torch.compile is asked to make, by a compiler that leaves it as it is."""
+    made, plain_compile = [], torch.compile
+    counted = lambda graph, examples: made.append(graph) or graph.forward
     monkeypatch.setattr(torch, "compile", lambda call, **options: plain_compile(call, backend=counted, **options))
     monkeypatch.setattr(train.shutil, "which", lambda name: name)
+    return made
+
+
+def test_only_training_steps_are_compiled(graphs):
+    """Validation and decoding come in ever new shapes; compiling each would cost more than it gains."""
     model = fresh()
     train.train(model, batch_at, replace(CONFIG, compile="on", max_steps=2), val={"rows": batch_at(99).split(3)})
     assert (n_graphs := len(graphs)) > 0
@@ -253,13 +258,8 @@ def test_only_training_steps_are_compiled(monkeypatch):
     assert len(graphs) == n_graphs
 
 
-def test_the_cross_entropy_is_compiled_once_for_any_number_of_targets(monkeypatch):
+def test_the_cross_entropy_is_compiled_once_for_any_number_of_targets(graphs):
     """Every batch of answers has another number of learnt tokens; a compiler that makes each anew never ends."""
-    graphs = []
-    plain_compile = torch.compile
-    counted = lambda graph, examples: graphs.append(graph) or graph.forward
-    monkeypatch.setattr(torch, "compile", lambda call, **options: plain_compile(call, backend=counted, **options))
-    monkeypatch.setattr(train.shutil, "which", lambda name: name)
     model = fresh()
     train.compiled(model, train.next_token_loss, replace(CONFIG, compile="on"))
     for n in (40, 17, 33, 5):
