@@ -69,7 +69,7 @@ def test_our_muon_moves_as_the_one_in_torch():
     ours, theirs = (nn.Linear(16, 24, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     start = ours.weight.detach().clone()
-    mine = optim.Muon([ours.weight], 0.02, weight_decay=0.1)
+    mine = optim.Muon([ours.weight], 0.02, momentum=0.95, weight_decay=0.1)
     reference = torch.optim.Muon([theirs.weight], lr=0.02, weight_decay=0.1)
     for step in range(5):
         x = torch.randn(32, 16, generator=torch.Generator().manual_seed(step))

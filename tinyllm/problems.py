@@ -199,9 +199,8 @@ def cot_row(index: int, config: ProblemsConfig, split: str) -> dict:
             "language": one.language}
 
 
-def direct_row(index: int, config: ProblemsConfig, split: str) -> dict:
-    """The problem of cot_row with the answer alone: what a model without written steps can learn."""
-    row = cot_row(index, config, split)
+def answer_alone(row: dict) -> dict:
+    """A row of cot_*.jsonl without its steps: what a model can learn that answers at once."""
     return {key: row[key] for key in ("system", "user", "family", "language")} | {"assistant": row["final"]}
 
 
@@ -210,7 +209,7 @@ def sft_row(index: int, config: ProblemsConfig, split: str) -> dict:
     return instruction(index, config.seed, split, None if config.language == "both" else config.language)
 
 
-KINDS = {"cot": cot_row, "direct": direct_row, "sft": sft_row}
+KINDS = {"cot": cot_row, "sft": sft_row}
 
 
 def rows_of(kind: str, n: int, config: ProblemsConfig, split: str) -> list[dict]:
@@ -246,15 +245,19 @@ def _distinct(rows: Iterable[dict]) -> Iterator[dict]:
 
 def write(config: ProblemsConfig) -> dict:
     """Write all files of `config`; return their report."""
-    plan = [("cot", "harder", config.harder)]
-    plan += [(kind, split, n) for kind in KINDS for split, n in
-             (("train", getattr(config, kind)), ("val", config.val), ("test", config.test))]
     wanted(config)                                                   # a wrong --families is said before any work
     Path(config.out).mkdir(parents=True, exist_ok=True)
-    files = {}
-    for kind, split, n in plan:
-        file = f"{kind}_{split}"
-        files[file] = rows = rows_of(kind, n, config, split)
+    held_out = {"val": config.val, "test": config.test}
+    sizes = {"harder": config.harder, "train": max(config.cot, config.direct)} | held_out
+    files = {f"cot_{split}": rows_of("cot", n, config, split) for split, n in sizes.items()}
+    files |= {f"direct_{split}": [answer_alone(row) for row in files[f"cot_{split}"][:n]]
+              for split, n in {"train": config.direct, **held_out}.items()}
+    files["cot_train"] = files["cot_train"][:config.cot]
+    files |= {f"sft_{split}": rows_of("sft", n, config, split)
+              for split, n in {"train": config.sft, **held_out}.items()}
+    for file, rows in files.items():
+        kind, split = file.split("_")
+        n = getattr(config, kind if split == "train" else split)
         if len(rows) < n:
             print(f"{file}: only {len(rows)} of {n} rows, as no other questions turned up", file=sys.stderr)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -36,16 +36,18 @@ class QuickstartConfig(Settings):
     Writes a small world and a schoolbook, learns a vocabulary, then trains `nano` (4 layers, 256 wide) in three stages:
     to continue texts, to answer questions, to write its steps before the answer. After each stage it sits the same
     test of questions it has never seen. At last a head learns to choose among options, on the model that ships. Stop it
-    whenever you like: the same command goes on. Example:
+    whenever you like: the same command goes on. Examples:
       python -m tinyllm.quickstart
+      python -m tinyllm.quickstart --preset base --minutes 120 --problems 200000 --data data/base --out checkpoints/base
     Afterwards:
       python -m tinyllm.generate --self-consistency 5 "计算：12*(3+4)-10"
     """
 
+    preset: str = opt("nano", "shape of the model; base takes hours", choices=tuple(PRESETS))
     minutes: float = opt(12.5, "minutes of training, all stages together", low=0)
     documents: int = opt(6_000, "stories and pages of the schoolbook to read", low=2)
-    problems: int = opt(60_000, "problems with steps to learn from", low=10)
-    instructions: int = opt(8_000, "plain instructions, and as many problems with the answer alone", low=10)
+    problems: int = opt(50_000, "problems with steps to learn from", low=10)
+    instructions: int = opt(5_000, "plain instructions, and as many problems with the answer alone", low=10)
     questions: int = opt(180, "questions of the test", low=1)
     self_consistency: int = opt(5, "attempts that vote in the test", low=1)
     options: int = opt(400, "reading questions to train the head of the last part on (0: leave it out)", low=0)
@@ -79,7 +81,7 @@ def quickstart(config: QuickstartConfig) -> dict:
     minutes = {stage: config.minutes * share for stage, share in SHARES.items()}
     with part("2. pretraining: predict the next token, again and again", seconds):
         results["pretrain"] = pretrain(PretrainConfig(
-            preset="nano", **PRESETS["nano"], data=config.data, out=str(out / "pretrain"), start_context=0,
+            preset=config.preset, **PRESETS[config.preset], data=config.data, out=str(out / "pretrain"), start_context=0,
             val_tokens=20_000, max_minutes=minutes["pretrain"], **shared))
         model, words = checkpoint.load(out / "pretrain")
         settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
