@@ -8,7 +8,7 @@ import torch
 
 from tinyllm import chat, checkpoint, cot_sft, evaluate, sft
 from tinyllm.cot_sft import CoTConfig, mix
-from tinyllm.data import IGNORE, Batch, Example, PackedExamples, pack
+from tinyllm.data import IGNORE, Batch, Example, PackedExamples, pack, rows_at
 from tinyllm.model import ModelConfig, TinyLLM, visible
 from tinyllm.sft import Row, SFTConfig, to_examples
 from tinyllm.train import TrainConfig, next_token_loss, train
@@ -95,6 +95,17 @@ def test_every_epoch_reads_every_row_in_another_order():
     epochs = [[rows(epoch * n + step).tokens.tolist() for step in range(n)] for epoch in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
     assert rows(5).tokens.equal(PackedExamples(random_examples(40), 40, 1, seed=3)(5).tokens)
+
+
+def test_a_batch_ramp_doubles_the_rows_and_skips_none():
+    """Small steps while the loss falls fast, larger ones later; every row still comes once before any comes again."""
+    assert [list(rows_at(step, 2, [3, 5])) for step in range(6)] == [
+        [0, 1], [2, 3], [4, 5], [6, 7, 8, 9], [10, 11, 12, 13], [*range(14, 22)]]
+    rows = PackedExamples(random_examples(200), 40, 1, seed=3, doublings=[4, 6])
+    read = [row for step in range(8) for row in rows(step).tokens.tolist()]
+    assert [len(rows(step).tokens) for step in range(8)] == [1] * 4 + [2] * 2 + [4] * 2
+    assert read == [row for step in range(16) for row in PackedExamples(random_examples(200), 40, 1, seed=3)(step)
+                    .tokens.tolist()]
 
 
 def test_eight_micro_batches_of_one_equal_one_of_eight():

@@ -98,14 +98,28 @@ class PackedRows:
     def __call__(self, step: int) -> Batch:
         """The rows of `step`, (rows, context). Every window comes once before any comes again."""
         rows = [self.tokens.read(number * self.context, self.context + 1)
-                for number in numbers_at(step, self.rows, self.n_windows, self.seed)]
+                for number in numbers_of(rows_at(step, self.rows), self.n_windows, self.seed)]
         return next_token_batch(torch.from_numpy(np.stack(rows)))
 
 
-def numbers_at(step: int, rows: int, n: int, seed: int) -> list[int]:
-    """Which of `n` items `step` reads, `rows` of them: every one comes once before any comes again, and each epoch has
-    an order of its own."""
-    return [int(_order(n, seed, k // n)[k % n]) for k in range(step * rows, (step + 1) * rows)]
+def rows_at(step: int, rows: int, doublings: Sequence[int] = ()) -> range:
+    """Which rows of an endless list `step` reads: `rows` of them, and twice as many from each step in `doublings` on.
+
+    Small steps learn most while the loss falls fast; later what separates them is noise, and larger ones cost less
+    (McCandlish et al. 2018, arXiv:1812.06162).
+    """
+    first, since = 0, 0
+    for doubling in sorted(doublings):
+        if step >= doubling:
+            first, since, rows = first + (doubling - since) * rows, doubling, 2 * rows
+    first += (step - since) * rows
+    return range(first, first + rows)
+
+
+def numbers_of(wanted: range, n: int, seed: int) -> list[int]:
+    """The items at these places of an endless list of `n` items: every one comes once before any comes again, and each
+    epoch has an order of its own."""
+    return [int(_order(n, seed, place // n)[place % n]) for place in wanted]
 
 
 @functools.lru_cache(maxsize=2)
@@ -134,20 +148,23 @@ class PackedExamples:
     """batch_at(step) for fine-tuning: whole examples side by side in rows, each epoch's rows in a new order.
 
     An example sees only itself (Batch.starts), so packing saves the padding and changes no loss. Every example must
-    fit: at most context + 1 ids.
+    fit: at most context + 1 ids. The rows of a step double at each of the steps in `doublings`.
     """
 
-    def __init__(self, examples: Sequence[Example], context: int, rows: int, seed: int, pad: int = 0) -> None:
+    def __init__(self, examples: Sequence[Example], context: int, rows: int, seed: int, pad: int = 0,
+                 doublings: Sequence[int] = ()) -> None:
         if not examples:
             raise ValueError("no examples to learn from; check the file and what was dropped")
         self.examples, self.context, self.rows, self.seed, self.pad = examples, context, rows, seed, pad
+        self.doublings = doublings
         self.packed = pack([len(example.ids) for example in examples], context + 1)
         self.n_tokens = sum(len(example.ids) for example in examples)
         self.fill = self.n_tokens / (len(self.packed) * (context + 1))            # share of real tokens
 
     def __call__(self, step: int) -> Batch:
         """The rows of `step`: (rows, context). Every row comes once before any comes again."""
-        return self.batch([self.packed[i] for i in numbers_at(step, self.rows, len(self.packed), self.seed)])
+        wanted = rows_at(step, self.rows, self.doublings)
+        return self.batch([self.packed[number] for number in numbers_of(wanted, len(self.packed), self.seed)])
 
     def batches(self) -> list[Batch]:
         """Everything once, in order, at most `rows` rows at a time: for validation."""

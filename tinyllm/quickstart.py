@@ -44,7 +44,8 @@ class QuickstartConfig(Settings):
     """
 
     preset: str = opt("nano", "shape of the model; base takes hours", choices=tuple(PRESETS))
-    minutes: float = opt(12.5, "minutes of training, all stages together", low=0)
+    minutes: float = opt(12.8, "minutes of training, all stages together", low=0)
+    batch_ramp: list[int] = opt([500, 1000], "steps of the third stage at which the rows per step double", low=1)
     documents: int = opt(6_000, "stories and pages of the schoolbook to read", low=2)
     problems: int = opt(50_000, "problems with steps to learn from", low=10)
     instructions: int = opt(5_000, "plain instructions, and as many problems with the answer alone", low=10)
@@ -81,8 +82,8 @@ def quickstart(config: QuickstartConfig) -> dict:
     minutes = {stage: config.minutes * share for stage, share in SHARES.items()}
     with part("2. pretraining: predict the next token, again and again", seconds):
         results["pretrain"] = pretrain(PretrainConfig(
-            preset=config.preset, **PRESETS[config.preset], data=config.data, out=str(out / "pretrain"), start_context=0,
-            val_tokens=20_000, max_minutes=minutes["pretrain"], **shared))
+            preset=config.preset, **PRESETS[config.preset], data=config.data, out=str(out / "pretrain"),
+            start_context=0, val_tokens=20_000, max_minutes=minutes["pretrain"], **shared))
         model, words = checkpoint.load(out / "pretrain")
         settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
         print(f"[{STORY}]" + printable("".join(continue_text(model, words, STORY, settings))))
@@ -95,14 +96,15 @@ def quickstart(config: QuickstartConfig) -> dict:
         results["cot_sft"] = cot_sft(CoTConfig(
             data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
             plain=[str(data / "sft_train.jsonl")], init=str(out / "sft"), out=str(out / "cot_sft"),
-            max_minutes=minutes["cot_sft"], dropout=0.0, **shared))
+            max_minutes=minutes["cot_sft"], dropout=0.0, muon_lr=0.008, batch_ramp=config.batch_ramp, **shared))
     for stage in SHARES:
         plot.draw_losses(out / stage)
     with part("5. the test: the same questions for every stage", seconds):
         questions = read_questions(data / "cot_test.jsonl", config.questions)
-        settings = EvaluateConfig(self_consistency=config.self_consistency, seed=config.seed)
         for stage in SHARES:
             model, words = checkpoint.load(out / stage)
+            settings = EvaluateConfig(self_consistency=config.self_consistency, seed=config.seed,
+                                      max_new_tokens=64 if stage == "pretrain" else 256)     # its answer is one line
             answered = ask(model, words, questions, settings, is_chat=stage != "pretrain", label=stage)
             test[stage] = grouped(answered)
     with part("6. one question, several attempts, one vote", seconds):

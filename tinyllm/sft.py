@@ -43,6 +43,7 @@ class SFTConfig(TrainConfig):
     out: str = opt("checkpoints/sft", "folder for checkpoints and metrics.jsonl")
     batch_size: int = opt(8, TrainConfig.__dataclass_fields__["batch_size"].metadata["help"], low=1)
     effective_batch_size: int = opt(0, "rows per optimizer step (0: as many as hold 2,048 tokens)", low=0)
+    batch_ramp: list[int] = opt([], "steps at which the rows per optimizer step double", low=1)
     lr: float = opt(3e-3, "peak learning rate of AdamW", low=0)
     muon_lr: float = opt(0.006, "peak learning rate of Muon", low=0)
     schedule: str = opt("linear", TrainConfig.__dataclass_fields__["schedule"].metadata["help"],
@@ -116,7 +117,7 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
     val = {family: packed([one for one in held_out if one[0] == family]).batches()
            for family in sorted({family for family, _ in held_out})}
     batch_at = packed(examples)
-    batch_at.rows = config.effective_batch_size or max(1, 2048 // context)
+    batch_at.rows, batch_at.doublings = config.effective_batch_size or max(1, 2048 // context), config.batch_ramp
     print(f"{len(examples):,} examples of {batch_at.n_tokens / len(examples):.0f} tokens on average fill "
           f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}"
           + (f"; {dropped:,} training and {val_dropped:,} validation rows are longer than {context} tokens: dropped"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tinyllm import checkpoint
 from tinyllm.config import Settings, opt
-from tinyllm.data import Batch, numbers_at
+from tinyllm.data import Batch, numbers_of, rows_at
 from tinyllm.fork import StatesOf, digest, duration, live, stored_states
 from tinyllm.head import Head, Scorer, choice_loss, save_head, scores_of
 from tinyllm.options import by_split, encode_all, load_questions
@@ -102,7 +102,7 @@ def question_batches(answers: Sequence[int], n: int, rows: int, seed: int) -> Ca
     """batch_at(step): `rows` of the first `n` questions, every one once an epoch, in a new order each time."""
 
     def batch_at(step: int) -> Batch:
-        return as_batch(numbers_at(step, rows, n, seed), answers)
+        return as_batch(numbers_of(rows_at(step, rows), n, seed), answers)
 
     return batch_at
 
