@@ -22,7 +22,7 @@ class CoTConfig(SFTConfig):
     lines {"system", "user", "cot", "final"}. A share of plain instructions is mixed in, so that the model keeps
     answering what needs no steps. Examples:
       python -m tinyllm.cot_sft
-      python -m tinyllm.cot_sft --max-minutes 10
+      python -m tinyllm.cot_sft --max-minutes 12 --muon-lr 0.008 --batch-ramp 500 1000
       python -m tinyllm.cot_sft --data gsm8k.jsonl.gz --plain-share 0 --out checkpoints/mine
       python -m tinyllm.cot_sft --recipe classic --max-minutes 10 --out checkpoints/classic
     """
