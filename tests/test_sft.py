@@ -219,6 +219,15 @@ def test_thinking_first_is_another_stage_with_other_rows(tmp_path, pretrained, c
     assert "already reached its limit" in capsys.readouterr().err
 
 
+def test_the_command_doubles_its_rows_where_it_is_told(tmp_path, pretrained):
+    """--batch-ramp arrives in the run: one row of 96 tokens, one, then two, then four."""
+    data = write(tmp_path / "rows.jsonl", [{"user": f"{i}?", "assistant": "yes"} for i in range(60)])
+    more = {"max-steps": 4, "effective-batch-size": 1}
+    sft.main([*flags(tmp_path, pretrained, data, **more), "--batch-ramp", "2", "3"])
+    metrics = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [row["tokens"] for row in metrics if "loss" in row] == [96, 192, 384, 768]
+
+
 def test_without_validation_rows_some_are_held_out(tmp_path):
     """From a user's own file; never the same row on both sides, and one row is too little."""
     rows = [Row([{"role": "user", "content": str(n)}], "x") for n in range(100)]

@@ -103,8 +103,8 @@ def quickstart(config: QuickstartConfig) -> dict:
         questions = read_questions(data / "cot_test.jsonl", config.questions)
         for stage in SHARES:
             model, words = checkpoint.load(out / stage)
-            settings = EvaluateConfig(self_consistency=config.self_consistency, seed=config.seed,
-                                      max_new_tokens=64 if stage == "pretrain" else 256)     # its answer is one line
+            room = {"max_new_tokens": 64} if stage == "pretrain" else {}             # its answer is one line
+            settings = EvaluateConfig(self_consistency=config.self_consistency, seed=config.seed, **room)
             answered = ask(model, words, questions, settings, is_chat=stage != "pretrain", label=stage)
             test[stage] = grouped(answered)
     with part("6. one question, several attempts, one vote", seconds):

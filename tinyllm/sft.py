@@ -109,15 +109,14 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
     examples, dropped = to_examples(train_rows, tokenizer, context)
     random.Random(config.seed).shuffle(val_rows)
     held_out, val_dropped = to_examples(val_rows[:config.val_rows], tokenizer, context)
-    packed = lambda chosen: PackedExamples([example for _, example in chosen], context, config.batch_size, config.seed,
-                                           tokenizer.pad)
+    packed = lambda chosen, rows, doublings=(): PackedExamples([example for _, example in chosen], context, rows,
+                                                               config.seed, tokenizer.pad, doublings)
     if not examples or not held_out:
         raise ValueError(f"none of {len(train_rows)} training or {len(val_rows)} validation rows fits in "
                          f"context={context}; the last answer must fit whole: use shorter rows or a larger model")
-    val = {family: packed([one for one in held_out if one[0] == family]).batches()
+    val = {family: packed([one for one in held_out if one[0] == family], config.batch_size).batches()
            for family in sorted({family for family, _ in held_out})}
-    batch_at = packed(examples)
-    batch_at.rows, batch_at.doublings = config.effective_batch_size or max(1, 2048 // context), config.batch_ramp
+    batch_at = packed(examples, config.effective_batch_size or max(1, 2048 // context), config.batch_ramp)
     print(f"{len(examples):,} examples of {batch_at.n_tokens / len(examples):.0f} tokens on average fill "
           f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}"
           + (f"; {dropped:,} training and {val_dropped:,} validation rows are longer than {context} tokens: dropped"
