@@ -151,13 +151,14 @@ def test_dropout_falls_to_nothing():
     assert shares == pytest.approx([0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0, 0])
 
 
-def test_an_example_that_does_not_fit_is_dropped_and_counted(tokenizer):
-    """Cut at its end it would teach answers without an end."""
-    rows = [Row([{"role": "user", "content": "hi"}, {"role": "assistant", "content": text}], "talk")
-            for text in ("ho", "x" * 300)]
-    kept, dropped = to_examples(rows, tokenizer, context=64)
-    assert dropped == 1 and [family for family, _ in kept] == ["talk"]
-    assert kept[0][1].ids[-1] == tokenizer.eos and kept[0][1].learn[-1]
+def test_an_example_that_does_not_fit_is_cut_or_dropped_and_counted(tokenizer):
+    """A long question loses its beginning; a long answer, cut at its end, would teach answers without an end."""
+    rows = [Row([{"role": "user", "content": user}, {"role": "assistant", "content": answer}], "talk")
+            for user, answer in (("hi", "ho"), ("hi", "x" * 300), ("y" * 300, "ho"))]
+    kept, dropped, cut = to_examples(rows, tokenizer, context=64)
+    assert (dropped, cut) == (1, 1) and [family for family, _ in kept] == ["talk"] * 2
+    assert all(example.ids[-1] == tokenizer.eos and example.learn[-1] for _, example in kept)
+    assert len(kept[1][1].ids) == 65
 
 
 def test_plain_rows_make_up_their_share():

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SENTENCES
 
-from tinyllm import checkpoint, parallel, train
+from tinyllm import checkpoint, optim, parallel, pretrain, train
 from tinyllm import tokenizer as tokenizers
 from tinyllm.data import IGNORE, Batch, next_token_batch
 from tinyllm.decode import decode
@@ -227,6 +228,68 @@ def test_bfloat16_activations_learn_what_float32_learns():
         losses.append(train.train(model, batch_at, replace(CONFIG, dtype=dtype, dropout=0.0)).loss)
         assert all(weight.dtype == torch.float32 for weight in model.parameters())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler")
+def test_compiled_code_learns_what_the_readable_code_learns(capsys):
+    """Fused and in bfloat16 it rounds elsewhere, no more: twenty steps lose what they lose in plain float32."""
+    losses = {}
+    for compile, dtype in (("off", "float32"), ("on", "bfloat16")):
+        rows = []
+        config = replace(CONFIG, compile=compile, dtype=dtype, dropout=0.0, start_context=0, lr=0.01)
+        train.train(fresh(), batch_at, config, report=rows.append)
+        losses[compile] = [row["loss"] for row in rows]
+    assert capsys.readouterr().err == ""                             # "no C++ compiler", "torch.compile failed"
+    assert losses["off"][-1] < losses["off"][0] - 0.3
+    assert losses["on"] == pytest.approx(losses["off"], rel=0.01)
+
+
+@pytest.mark.parametrize("limits, compiles", [
+    ({"max_minutes": 3}, True), ({"max_minutes": 2.9}, False), ({"max_tokens": 10 ** 9}, True),
+    ({"max_tokens": 10 ** 9, "max_minutes": 1}, False), ({"max_tokens": 10 ** 5}, False),
+    ({"max_steps": 10 ** 7}, True), ({"max_steps": 10 ** 7, "max_tokens": 10 ** 5}, False)])
+def test_only_a_long_run_is_compiled(limits, compiles):
+    """Compiling takes half a minute. 62,000 weights: 1e9 tokens are 4e14 operations, 1e5 tokens none worth it."""
+    config = replace(CONFIG, **{"max_steps": 0, "compile": "auto"} | limits)
+    assert train.worth_compiling(fresh(), batch_at, config) == compiles
+
+
+# --- another device ---
+
+def test_every_tensor_is_made_where_the_model_is():
+    """What is made without saying where would lie in the CPU's memory beside a model on a GPU. Here everybody who does
+    not say gets a tensor without any memory, and mixing the two is an error."""
+    model, batch = fresh(), batch_at(0)
+    batch.targets[:, :3], batch.starts = IGNORE, torch.zeros_like(batch.tokens)
+    optimizers = optim.make_optimizers(model, "muon", lr=0.01, muon_lr=0.01, weight_decay=0.1)
+    before = weights(model)
+    with torch.device("meta"):
+        loss, count = next_token_loss(model, batch)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert count == 4 * 13 and loss.device.type == "cpu"
+    assert not any(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+def test_batches_follow_the_model_to_its_device_and_the_model_comes_back(monkeypatch):
+    """Training and validation alike."""
+    asked, moved = [], Batch.to
+    monkeypatch.setattr(Batch, "to", lambda batch, device: asked.append(device) or moved(batch, device))
+    model = fresh()
+    train.train(model, batch_at, replace(CONFIG, max_steps=2), val={"rows": [batch_at(9)]})
+    assert asked == [torch.device("cpu")] * (1 + 2 * 2 + 1)          # before, two steps of two micro-batches, after
+    assert batch_at(0).to(torch.device("meta")).tokens.device.type == "meta"
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_a_device_that_is_not_there_is_said_in_one_sentence(capsys):
+    """Before any work, with what to do."""
+    with pytest.raises(SystemExit) as stopped:
+        pretrain.main(["--device", "abacus"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "--device abacus cannot be used here" in said and "leave it out" in said and "Traceback" not in said
 
 
 def test_validation_does_not_change_training():

@@ -37,6 +37,10 @@ class Batch:
         parts = [part.split(rows) for part in (self.tokens, self.targets, self.starts) if part is not None]
         return [Batch(*together) for together in zip(*parts)]
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on `device`."""
+        return Batch(*(part if part is None else part.to(device) for part in (self.tokens, self.targets, self.starts)))
+
     def cut(self, length: int) -> "Batch":
         """The same tokens as shorter rows: (B, T) -> (B * T / length, length).
 

@@ -204,6 +204,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = checkpoint.resolve(config.checkpoint) if config.checkpoint else checkpoint.default()
     is_chat = checkpoint.is_chat(folder)
     print(f"using {folder}" + ("" if is_chat else " (not fine-tuned: it continues texts)"), file=sys.stderr)
+    if config.self_consistency > 1 and not is_chat:
+        raise ValueError(f"{folder} only continues texts and has no answers to vote on; fine-tune it with "
+                         "`python -m tinyllm.sft` and `python -m tinyllm.cot_sft` first")
     model, tokenizer = checkpoint.load(folder)
     model = read_as(config.weights, model)
     if config.json:
@@ -212,9 +215,6 @@ def main(argv: list[str] | None = None) -> None:
                              ensure_ascii=False), flush=True)
     elif is_chat:
         converse(model, tokenizer, config)
-    elif config.self_consistency > 1:
-        raise ValueError(f"{folder} only continues texts and has no answers to vote on; fine-tune it with "
-                         "`python -m tinyllm.sft` and `python -m tinyllm.cot_sft` first")
     else:
         for prompt in prompts(config):
             print(prompt, end="", flush=True)

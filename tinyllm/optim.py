@@ -147,4 +147,5 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
         if owner is None or (key == "momentum") != isinstance(owner, Muon):
             raise ValueError(f"optimizer state {name!r} does not fit this run; resume with the --optimizer it was "
                              "started with, or begin again with --restart")
-        owner.state[weights[weight_name]][key] = tensor.clone()
+        weight = weights[weight_name]
+        owner.state[weight][key] = tensor.to(weight.device, copy=True)

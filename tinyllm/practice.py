@@ -133,7 +133,8 @@ def with_drills(tokenizer: Tokenizer, context: int, seed: int) -> LossFn:
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.tokens.shape[1] > 1:
             return next_token_loss(model, batch)
-        with torch.compiler.set_stance("force_eager"):               # every tree has a shape of its own
+        # Every tree has a shape of its own; what is made on the way lies where the model does.
+        with torch.compiler.set_stance("force_eager"), model.embed.weight.device:
             nats, n = drill_loss(model, [grown(number) for number in batch.tokens[:, 0].tolist()], tokenizer.eos)
         return WEIGHT * nats, WEIGHT * n
 

@@ -111,7 +111,9 @@ def quickstart(config: QuickstartConfig) -> dict:
         print(f"{QUESTION}\n")
         settings = GenerateConfig(self_consistency=config.self_consistency, seed=config.seed)
         answer(model, words, conversation(settings, QUESTION), settings)
-    if config.options and checkpoint.SHIPPED.is_dir():
+    if config.options and not checkpoint.SHIPPED.is_dir():
+        print(f"{checkpoint.SHIPPED}: no model here that has practised choosing; part 7 is left out", file=sys.stderr)
+    elif config.options:
         with part("7. choosing among options: a head on the model that ships, which has practised it", seconds):
             chosen = choose(config)
             print(accuracies({"reading questions": chosen}))

@@ -75,11 +75,16 @@ def read_files(paths: Sequence[str]) -> list[Row]:
     return rows
 
 
-def to_examples(rows: Sequence[Row], tokenizer: Tokenizer, context: int) -> tuple[list[tuple[str, Example]], int]:
-    """((family, example) of every row that fits in context + 1 ids, number of rows dropped)."""
-    made = [(row.family, chat.fit(*chat.render_example(tokenizer, row.messages), context + 1)) for row in rows]
-    kept = [(family, Example(*fitted)) for family, fitted in made if fitted]
-    return kept, len(made) - len(kept)
+def to_examples(rows: Sequence[Row], tokenizer: Tokenizer, context: int) -> tuple[list[tuple[str, Example]], int, int]:
+    """((family, example) of every row in at most context + 1 ids, number of rows dropped, number cut at the beginning).
+    """
+    kept, n_cut = [], 0
+    for row in rows:
+        ids, learn = chat.render_example(tokenizer, row.messages)
+        if fitted := chat.fit(ids, learn, context + 1):
+            kept.append((row.family, Example(*fitted)))
+            n_cut += len(fitted[0]) < len(ids)
+    return kept, len(rows) - len(kept), n_cut
 
 
 def default_files(kinds: Sequence[str], split: str, folder: str = "data") -> list[str]:
@@ -106,9 +111,9 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
     """Trains the checkpoint `config.init` on `train_rows`; returns the result, with the validation loss by family."""
     model, tokenizer = checkpoint.load(config.init)
     context = model.config.context
-    examples, dropped = to_examples(train_rows, tokenizer, context)
+    examples, dropped, cut = to_examples(train_rows, tokenizer, context)
     random.Random(config.seed).shuffle(val_rows)
-    held_out, val_dropped = to_examples(val_rows[:config.val_rows], tokenizer, context)
+    held_out, val_dropped, val_cut = to_examples(val_rows[:config.val_rows], tokenizer, context)
     packed = lambda chosen, rows, doublings=(): PackedExamples([example for _, example in chosen], context, rows,
                                                                config.seed, tokenizer.pad, doublings)
     if not examples or not held_out:
@@ -118,13 +123,16 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
            for family in sorted({family for family, _ in held_out})}
     batch_at = packed(examples, config.effective_batch_size or max(1, 2048 // context), config.batch_ramp)
     print(f"{len(examples):,} examples of {batch_at.n_tokens / len(examples):.0f} tokens on average fill "
-          f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}"
-          + (f"; {dropped:,} training and {val_dropped:,} validation rows are longer than {context} tokens: dropped"
-             if dropped or val_dropped else ""), file=sys.stderr)
+          f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}", file=sys.stderr)
+    for training, validation, fate in ((cut, val_cut, "their beginning is cut off"),
+                                       (dropped, val_dropped, "so are their answers, and they are dropped")):
+        if training or validation:
+            print(f"{training:,} training and {validation:,} validation rows are longer than {context} tokens: {fate}",
+                  file=sys.stderr)
     state = run_stage(model, tokenizer, beside(batch_at, config.drills), config, config.out, val=val,
                       loss_fn=with_drills(tokenizer, context, config.seed))
     result = summary(config, state, len(batch_at.packed) * context)
-    result |= {"examples": len(examples), "dropped": dropped, "fill": batch_at.fill}
+    result |= {"examples": len(examples), "dropped": dropped, "cut": cut, "fill": batch_at.fill}
     return result | examined(model, tokenizer) if config.drills else result
 
 

@@ -5,6 +5,7 @@ files; stage.py wraps it in a folder that can be resumed. Explained by tests/tes
 """
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -21,6 +22,8 @@ from tinyllm.data import IGNORE, Batch
 from tinyllm.model import Block, CrossEntropy
 
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+CPU = torch.device("cpu")
+COMPILE_FROM = 3.6e13                                                # operations: 3 minutes at 200 GFLOP/s
 
 
 @dataclass
@@ -49,12 +52,17 @@ class TrainConfig(Settings):
     clip: float = opt(1.0, "largest gradient norm; longer gradients are scaled down", low=0)
     dtype: str = opt("auto", "of activations; weights stay float32. auto: bfloat16 where the CPU has it",
                      choices=("auto", "float32", "bfloat16"))
-    compile: str = opt("auto", "torch.compile. auto: on if --max-minutes is 3 or more and there is a C++ compiler",
-                       choices=("auto", "on", "off"))
+    compile: str = opt("auto", "torch.compile. auto: on if the run is long enough to win back the time and there is a "
+                               "C++ compiler", choices=("auto", "on", "off"))
+    device: str = opt("cpu", "where to train: cpu, or a GPU that torch knows, such as cuda")
     val_every: int = opt(100, "steps between validations", low=1)
     save_every: int = opt(100, "steps between checkpoints", low=1)
     seed: int = opt(0, "of weights, batches and dropout", low=0)
     restart: bool = opt(False, "begin again instead of resuming; the earlier states are removed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pick_device(self.device)                                     # a GPU that is not there is said before any work
 
 
 @dataclass
@@ -98,15 +106,17 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
     the weights. `save` gets the state and the optimizer tensors every `save_every` steps and at the end; giving them
     back as `resume` continues bit for bit. `report` gets one row of numbers per step and per validation, the first
     before any step. `val` holds batches by name: one loss over all of them is reported, and one for each name if there
-    are several.
+    are several. The model is trained on `config.device` and comes back on the CPU.
     """
-    dtype = pick_dtype(config.dtype)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    model.to(device)
     state, tensors = resume or (TrainState(), {})
     optimizers = optim.make_optimizers(model, config.optimizer, lr=config.lr, muon_lr=config.muon_lr,
                                        weight_decay=config.weight_decay, dtype=dtype)
     optim.load_state_tensors(model, optimizers, tensors)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    loss_of = compiled(model, loss_fn, config)
+    loss_of = compiled(model, loss_fn, config) if worth_compiling(model, batch_at, config) else loss_fn
     torch.set_flush_denormal(True)                                   # numbers near 1e-40 are 100 times slower
     started, before, saved_at = time.monotonic(), state.seconds, state.step
 
@@ -135,8 +145,8 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
         micro_batches = _micro_batches(parallel.share(whole), config, progress)
         loss_sum, n_targets = 0.0, 0
         for batch in micro_batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss, count = loss_of(model, batch)
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss, count = loss_of(model, batch.to(device))
             loss.backward()
             loss_sum, n_targets = loss_sum + loss.item(), n_targets + int(count)
         parallel.add_up([weight.grad for weight in weights if weight.grad is not None])
@@ -170,7 +180,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
         validate()
     if save and saved_at != state.step:
         save(state, optim.state_tensors(model, optimizers))
-    model.eval()
+    model.cpu().eval()
     return state
 
 
@@ -179,11 +189,11 @@ def loss_sums(model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn = next
               dtype: torch.dtype = torch.float32) -> tuple[float, int]:
     """(sum of losses in nats, number of targets) over `batches`, without dropout."""
     model.eval()
-    total, count = 0.0, 0
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    total, count, device = 0.0, 0, next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
     for batch in batches:
         with torch.compiler.set_stance("force_eager"), autocast:     # of any shape: compiling each would take for ever
-            loss, n = loss_fn(model, batch)
+            loss, n = loss_fn(model, batch.to(device))
         total, count = total + loss.item(), count + int(n)
     return total, count
 
@@ -195,12 +205,24 @@ def set_dropout(model: nn.Module, share: float) -> None:
             module.p = share
 
 
-def pick_dtype(name: str) -> torch.dtype:
-    """The dtype of activations: "auto" is bfloat16 on a CPU with bfloat16 instructions, else float32."""
+def pick_dtype(name: str, device: torch.device = CPU) -> torch.dtype:
+    """The dtype of activations: "auto" is bfloat16 where the CPU has bfloat16 instructions and on CUDA, else float32.
+    """
     if name == "auto":
         capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if capable else torch.float32
+        return torch.bfloat16 if device.type == "cuda" or (device.type == "cpu" and capable) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "cuda" is one GPU for each process. ValueError if torch cannot use it here."""
+    try:
+        device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); leave it out to train "
+                         "on the CPU") from None
+    return device
 
 
 def _micro_batches(batch: Batch, config: TrainConfig, progress: float) -> list[Batch]:
@@ -210,16 +232,26 @@ def _micro_batches(batch: Batch, config: TrainConfig, progress: float) -> list[B
     return [micro.cut(length) for micro in batch.split(config.batch_size)]
 
 
+def worth_compiling(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfig) -> bool:
+    """Whether the run is long enough to win back the half minute that compiling takes: three minutes or more.
+
+    A run that ends after so many steps or tokens is judged by its arithmetic, never by a clock: it must repeat bit for
+    bit, and compiled code rounds otherwise.
+    """
+    if config.compile != "auto":
+        return config.compile == "on"
+    step_tokens = batch_at(0).tokens.numel() if config.max_steps else 0
+    tokens = [limit for limit in (config.max_tokens, config.max_steps * step_tokens) if limit]
+    flops = 6 * sum(weight.numel() for weight in model.parameters()) * min(tokens, default=math.inf)
+    return flops >= COMPILE_FROM and (config.max_minutes or math.inf) >= 3
+
+
 def compiled(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> LossFn:
-    """`loss_fn` with the blocks and the cross-entropy of `model` fused by torch.compile, where the run is long enough
-    to win back the time.
+    """`loss_fn` with the blocks and the cross-entropy of `model` fused by torch.compile.
 
     All blocks share the code that is made for the first, so this takes seconds; the cross-entropy is made for any
     number of targets. Where there is no working compiler, the plain `loss_fn`, with one line on stderr.
     """
-    wanted = config.compile == "on" or (config.compile == "auto" and config.max_minutes >= 3)
-    if not wanted:
-        return loss_fn
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         print("no C++ compiler found: training without torch.compile", file=sys.stderr)
         return loss_fn
