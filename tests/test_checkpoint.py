@@ -56,6 +56,17 @@ def test_a_run_folder_means_its_best_state(run):
     assert checkpoint.resolve(run.folder).name == "step-00000006"    # of two equals the one that has read more
 
 
+def test_a_state_whose_record_is_damaged_does_not_hide_the_others(run):
+    """Emptied by a crash or removed by hand: the next best is used, and saving goes on."""
+    for step, loss in ((1, 3.0), (2, 2.0)):
+        run(step, loss)
+    record = run.folder / "step-00000002" / "state.json"
+    for spoil in (lambda: record.write_text(""), record.unlink):
+        spoil()
+        assert checkpoint.resolve(run.folder).name == "step-00000001"
+    assert run(3, 2.5).is_dir() and checkpoint.resolve(run.folder).name == "step-00000003"
+
+
 def test_a_half_written_state_is_never_seen(run):
     """A folder counts only under its final name, which it gets last; leftovers of a crash are swept away."""
     run(1)

@@ -84,6 +84,9 @@ def test_base_is_the_default_preset():
     (["--eggs", "13"], "--eggs must be at most 12, not 13"),
     (["--eggs", "two"], "argument --eggs: invalid int value: 'two'"),
     (["--heat", "nan"], "--heat must be a finite number, not nan"),
+    (["--eggs", "1" + 400 * "0"], "--eggs must be at most 12"),
+    (["--heat", "2e12"], "--heat must be at most 1e+12"),
+    ([""], 'unknown argument ""'),
     (["--shape", "star"], "--shape must be one of round, square, not 'star'"),
     (["--config", "missing.json"], "missing.json: No such file or directory; check the path"),
 ])

@@ -86,10 +86,11 @@ def test_any_row_with_an_answer_is_a_question(tmp_path):
         {"user": "3+4?", "final": "7"},
         {"system": "Think.", "user": "几？", "cot": "3+4=7", "final": "7", "family": "sum"},
         {"user": "hi", "assistant": "ho"},
+        {"user": "1+1?", "assistant": "[Reasoning]\n1+1=2\n[Final answer]\n2"},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
     questions = read_questions(path)
-    assert [question.final for question in questions] == ["7", "7", "ho", "b"]
-    assert [question.messages[-1]["content"] for question in questions] == ["3+4?", "几？", "hi", "a"]
+    assert [question.final for question in questions] == ["7", "7", "ho", "2", "b"]
+    assert [question.messages[-1]["content"] for question in questions] == ["3+4?", "几？", "hi", "1+1?", "a"]
     assert questions[1].family == "sum" and questions[1].language == "zh"
     assert [message["role"] for message in questions[1].messages] == ["system", "user"]
     assert len(read_questions(path, limit=2)) == 2
@@ -129,8 +130,28 @@ def test_a_question_that_is_too_long_counts_as_not_answered(folder, tmp_path, ca
     assert facts["greedy"]["n"] == 1 and facts["abstained"] == 1 and "1 of 1 questions are longer" in captured.err
 
 
+def test_two_files_of_one_name_are_two_files(folder, tmp_path, capsys):
+    """train/test.jsonl and other/test.jsonl must not be one row of the table."""
+    paths = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        paths.append(write(tmp_path / name / "q.jsonl", [{"user": name, "final": "7"}]))
+    evaluate.main(["--checkpoint", folder, "--data", *paths, "--self-consistency", "0", "--max-new-tokens", "2",
+                   "--json", "--out", str(tmp_path / "out")])
+    assert set(json.loads(capsys.readouterr().out)["checkpoints"][folder]["files"]) == set(paths)
+
+
+def test_a_report_that_has_no_place_is_said_before_any_work(folder, tmp_path, monkeypatch):
+    """An hour of questions, and then no file to write them to."""
+    monkeypatch.setattr(evaluate, "ask", lambda *args, **more: pytest.fail("it has begun"))
+    path = write(tmp_path / "q.jsonl", [{"user": "x", "final": "7"}])
+    with pytest.raises(SystemExit):
+        evaluate.main(["--checkpoint", folder, "--data", path, "--out", path])
+
+
 @pytest.mark.parametrize(("content", "sentence"), [("", "no questions in this file"), ('{"user": "x"}', "line 1: no"),
-                                                   ("[1]", "line 1: expected an object")])
+                                                   ("[1]", "line 1: expected an object"),
+                                                   ('{"user": "x", "final": 2}', '"final" must be a string, not 2')])
 def test_a_bad_file_is_one_sentence(folder, tmp_path, capsys, content, sentence):
     path = tmp_path / "q.jsonl"
     path.write_text(content, encoding="utf-8")

@@ -89,7 +89,7 @@ def test_the_command_reads_a_file(model, tokenizer, tmp_path, capsys):
 @pytest.mark.parametrize("settings, complaint", [
     ({"labels": "one"}, "two different words"), ({"labels": "a,a"}, "two different words"),
     ({"values": "1,2"}, "each of 4 labels"), ({"values": "a,b,c,d"}, "numbers with commas"),
-    ({"values": "0,0,0,0"}, "above 0")])
+    ({"values": "0,0,0,0"}, "above 0"), ({"values": "3,2,1,nan"}, "number of at least 0")])
 def test_wrong_labels_are_explained(settings, complaint):
     config = LabelsConfig(**settings)
     with pytest.raises(ValueError, match=complaint):

@@ -116,6 +116,8 @@ def test_what_is_measured_is_the_training_loop(tiny, monkeypatch):
     settings, batch = seen[0]
     assert (settings.optimizer, settings.effective_batch_size, settings.compile) == ("muon", 8, "off")
     assert batch.tokens.shape == (8, 16) and (speed.memory_mb is None) == (bench.peak_mb() == [])
+    monkeypatch.setattr(plan, "replace", lambda config, **more: replace(config, val_every=1, **more))
+    assert measure(planned, 0.0).step > 0                            # a validation after each step is none of the steps
     assert measure(replace(planned, val_tokens=128_000), 0.0).validation > 10 * speed.validation
 
 

@@ -345,6 +345,17 @@ def test_a_mistake_is_one_sentence(config, changes, sentence):
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_folder_called_parts_that_is_the_user_s_is_left_alone(config, tmp_path):
+    """With --out in a book's own folder, --restart would otherwise remove its chapters."""
+    chapter = Path(config.out) / "parts" / "chapter1.txt"
+    chapter.parent.mkdir(parents=True)
+    chapter.write_text(story(1), encoding="utf-8")
+    for restart in (False, True):
+        with pytest.raises(ValueError, match="files that prepare did not write"):
+            prepare(replace(config, restart=restart))
+    assert chapter.read_text(encoding="utf-8") == story(1)
+
+
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("content", [b"", b"\n\n \n", b"\x01\x02\n\n\x03"])
 def test_an_empty_corpus_is_one_sentence(config, tmp_path, content, trained):

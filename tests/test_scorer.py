@@ -20,6 +20,9 @@ def place(tmp_path_factory, tokenizer):
     model = TinyLLM(config).eval()
     checkpoint.save(folder / "base", model, tokenizer, SFTConfig(), {"step": 1})
     checkpoint.save(folder / "other", TinyLLM(model.config).eval(), tokenizer, SFTConfig(), {"step": 1})
+    checkpoint.save(folder / "model", model, tokenizer, SFTConfig(), {"step": 1})
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "scorer.json").write_text("{}", encoding="utf-8")
     rows = [ROW | {"question": f"Who sat on {n}?"} for n in range(60)]
     rows[3] = ROW | {"options": ["alone"]}
     rows[5] = ROW | {"context": "The red bird sang in the old tree near the river. " * 9}
@@ -88,7 +91,11 @@ def test_predict_adds_scores_probabilities_and_choice(place, capsys, tmp_path):
      "is not the checkpoint that"),
     (["eval", "--head", "{place}/nowhere", "--data", "{place}/rows.jsonl"], "no head here; train one"),
     (["eval", "--head", "{place}/head", "--data", "{place}/none.jsonl"], "No such file"),
-    (["train", "--checkpoint", "{place}/base", "--data", "{place}/rows.jsonl", "--unfreeze", "9"], "has 2 blocks")])
+    (["train", "--checkpoint", "{place}/base", "--data", "{place}/rows.jsonl", "--unfreeze", "9"], "has 2 blocks"),
+    (["eval", "--head", "{place}/foreign", "--data", "{place}/rows.jsonl"], "scorer.json has no checkpoint"),
+    (["train", "--checkpoint", "{place}/model", "--data", "{place}/rows.jsonl", "--out", "{place}"],
+     "would replace the checkpoint"),
+    (["bench", "--prefixes"], "one number or more")])
 def test_a_user_s_mistake_is_one_sentence(place, capsys, argv, complaint):
     with pytest.raises(SystemExit) as left:
         scorer.main([word.format(place=place) for word in argv])

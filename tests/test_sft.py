@@ -1,5 +1,6 @@
 """Fine-tuning: only answers are learnt, examples in one row do not see each other, and nothing is dropped silently."""
 
+import functools
 import json
 import random
 
@@ -10,7 +11,7 @@ from tinyllm import chat, checkpoint, cot_sft, evaluate, sft
 from tinyllm.cot_sft import CoTConfig, mix
 from tinyllm.data import IGNORE, Batch, Example, PackedExamples, pack, rows_at
 from tinyllm.model import ModelConfig, TinyLLM, visible
-from tinyllm.sft import Row, SFTConfig, to_examples
+from tinyllm.sft import Row, SFTConfig, default_files, to_examples
 from tinyllm.train import TrainConfig, next_token_loss, train
 from tinyllm.vote import sample_answers
 
@@ -159,6 +160,18 @@ def test_an_example_that_does_not_fit_is_cut_or_dropped_and_counted(tokenizer):
     assert (dropped, cut) == (1, 1) and [family for family, _ in kept] == ["talk"] * 2
     assert all(example.ids[-1] == tokenizer.eos and example.learn[-1] for _, example in kept)
     assert len(kept[1][1].ids) == 65
+
+
+def test_a_file_of_the_user_s_is_not_written_over(tmp_path, monkeypatch):
+    """Where one generated file is missing, only that one is written."""
+    mine = tmp_path / "sft_train.jsonl"
+    mine.write_text("mine", encoding="utf-8")
+    small = {"cot": 4, "direct": 4, "sft": 4, "val": 2, "test": 2, "harder": 2}
+    monkeypatch.setattr(sft.problems, "ProblemsConfig", functools.partial(sft.problems.ProblemsConfig, **small))
+    assert default_files(["sft", "direct"], "train", str(tmp_path)) == [
+        str(mine), str(tmp_path / "direct_train.jsonl")]
+    assert mine.read_text(encoding="utf-8") == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["direct_train.jsonl", "sft_train.jsonl"]
 
 
 def test_plain_rows_make_up_their_share():

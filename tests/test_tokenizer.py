@@ -123,6 +123,12 @@ def test_a_small_corpus_lowers_the_vocabulary_and_says_so(tmp_path, capsys):
     assert f"vocabulary lowered from 16000 to {tokenizer.vocab_size}" in capsys.readouterr().err
 
 
+def test_a_corpus_of_one_letter_is_one_sentence(tmp_path):
+    """There is nothing to merge."""
+    with pytest.raises(ValueError, match="too few different characters"):
+        tokenizers.train(["a"] * 3, 16000, tmp_path)
+
+
 def test_training_twice_gives_the_same_vocabulary(tmp_path):
     """A seed draws the sample; merges are counted, not drawn."""
     models = [tokenizers.train(SENTENCES * 2, 350, tmp_path / str(i)).model for i in range(2)]

@@ -292,6 +292,23 @@ def test_a_device_that_is_not_there_is_said_in_one_sentence(capsys):
     assert "--device abacus cannot be used here" in said and "leave it out" in said and "Traceback" not in said
 
 
+def test_the_last_state_is_saved_with_its_loss():
+    """The best state of a run is the one that is used; one without a loss would be taken for a worse one."""
+    saved = {}
+    config = replace(CONFIG, max_steps=6, val_every=4, save_every=3)
+    train.train(fresh(), batch_at, config, val={"rows": [batch_at(99)]},
+                save=lambda state, tensors: saved.update({state.step: state.val_loss}))
+    assert saved.keys() == {3, 6} and saved[3] is None and saved[6] < 7
+
+
+def test_clipping_at_zero_is_none():
+    """It would otherwise be a gradient of nothing, and a run that learns nothing."""
+    clipped, free = fresh(), fresh()
+    train.train(clipped, batch_at, replace(CONFIG, clip=0.0, max_steps=3))
+    train.train(free, batch_at, replace(CONFIG, clip=1e9, max_steps=3))
+    assert_same(weights(clipped), weights(free))
+
+
 def test_validation_does_not_change_training():
     """Looking at the held-out text must leave no trace."""
     with_val, without = fresh(), fresh()
@@ -357,6 +374,17 @@ def stage(folder, tokenizer, config=CONFIG, shape=SHAPE, **more):
     rows = lambda step: Batch(small(batch_at(step).tokens), small(batch_at(step).targets))
     state = run_stage(model, tokenizer, rows, config, folder, val={"rows": [rows(99)]}, bytes_per_token=2.0, **more)
     return model, state
+
+
+def test_a_run_goes_on_with_its_seed_and_says_what_else_has_changed(tmp_path, tokenizer, capsys):
+    """Another seed in the same folder would get the first one's model under its own name."""
+    stage(tmp_path, tokenizer, replace(CONFIG, max_steps=3))
+    with pytest.raises(ValueError, match="trained with --seed 0, not 1; resume with that"):
+        stage(tmp_path, tokenizer, replace(CONFIG, max_steps=6, seed=1))
+    capsys.readouterr()
+    stage(tmp_path, tokenizer, replace(CONFIG, max_steps=6, muon_lr=0.03, val_every=2))
+    said = capsys.readouterr().err
+    assert "differ from those of the sitting before: --muon-lr 0.03 (0.02), --val-every 2 (5)\n" in said
 
 
 def test_a_stage_saves_logs_and_has_nothing_left_to_do(tmp_path, tokenizer, capsys):

@@ -99,7 +99,10 @@ def best(run: str | Path) -> Path | None:
     """The state with the lowest validation loss, the newer of two equals; None if nothing was saved yet."""
     chosen, lowest = None, math.inf
     for folder in steps(run):
-        loss = read_json(folder / "state.json").get("val_loss")
+        try:
+            loss = read_json(folder / "state.json").get("val_loss")
+        except (ValueError, OSError):                                # damaged: another one may be whole
+            continue
         if chosen is None or (loss is not None and loss <= lowest) or (loss is None and lowest == math.inf):
             chosen, lowest = folder, lowest if loss is None else loss
     return chosen

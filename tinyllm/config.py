@@ -33,7 +33,10 @@ RECIPES = {
 }
 
 
-def opt(default: Any, help: str, *, choices: tuple = (), low: float = -math.inf, high: float = math.inf,
+LARGEST = 10 ** 12                                                   # of any number that a user may give
+
+
+def opt(default: Any, help: str, *, choices: tuple = (), low: float = -LARGEST, high: float = LARGEST,
         positional: bool = False) -> Any:
     """A dataclass field that knows its help text, its allowed values and whether it is a flag or a bare word."""
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "positional": positional}
@@ -68,9 +71,9 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             wanted = f"a list of {kind.__name__}" if is_list else kind.__name__
             raise ValueError(f"{name} must be {wanted}, not {value!r}")
         if kind in (int, float):
-            if not math.isfinite(item):
+            if isinstance(item, float) and not math.isfinite(item):
                 raise ValueError(f"{name} must be a finite number, not {item}")
-            low, high = meta.get("low", -math.inf), meta.get("high", math.inf)
+            low, high = meta.get("low", -LARGEST), meta.get("high", LARGEST)
             if not low <= item <= high:
                 limit = f"at least {low:g}" if item < low else f"at most {high:g}"
                 raise ValueError(f"{name} must be {limit}, not {item}")
@@ -121,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         if message.startswith("unrecognized arguments: "):
-            unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+            unknown = (message.removeprefix("unrecognized arguments: ").split() or ['""'])[0]
             known = [flag for action in self._actions for flag in action.option_strings]
             message = f"unknown argument {unknown}{_nearest(unknown, known)}"
         self.exit(2, f"{self.prog}: {message} (--help lists what it takes)\n")

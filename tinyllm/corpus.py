@@ -65,7 +65,7 @@ def read_documents(files: list[Path], *, whole_files: bool, max_chars: int, skip
     `progress` is told the number of bytes read from disk.
     """
     for file in files:
-        is_json = ".jsonl" in file.name.lower()
+        is_json = file.name.lower().removesuffix(".gz").endswith(".jsonl")
         lines = _lines(file, JSON_LINE_BYTES if is_json else TEXT_LINE_BYTES, skip_bad, notes, progress)
         texts = _json_texts(file, lines, skip_bad, notes) if is_json else \
             _texts(lines, whole_files, max_chars, notes)

@@ -68,10 +68,14 @@ class TokenFiles:
             raise ValueError(f"{folder}: no prepared tokens here (meta.json is missing); "
                              f"run `python -m tinyllm.prepare --out {folder}`")
         meta = read_json(folder / "meta.json")
-        self.vocab_size: int = meta["vocab_size"]
-        self.n_bytes: int = meta[split]["bytes"]                     # of the text, for bits per byte
-        self.n_tokens: int = meta[split]["tokens"]
-        self.files = [np.memmap(folder / name, dtype="<u2", mode="r") for name in meta[split]["files"]]
+        try:
+            self.vocab_size: int = meta["vocab_size"]
+            self.n_bytes: int = meta[split]["bytes"]                 # of the text, for bits per byte
+            self.n_tokens: int = meta[split]["tokens"]
+            files: list[str] = meta[split]["files"]
+        except (KeyError, TypeError):
+            raise ValueError(f"{folder / 'meta.json'} is not what prepare writes; run prepare again") from None
+        self.files = [np.memmap(folder / name, dtype="<u2", mode="r") for name in files]
         self.ends = np.cumsum([len(file) for file in self.files])
         if not self.files or self.ends[-1] != self.n_tokens:
             raise ValueError(f"{folder}: the {split} files do not hold the {self.n_tokens:,} tokens that meta.json "

@@ -70,7 +70,10 @@ def to_question(row: dict) -> Question:
     if "final" in row and "cot" not in row:                          # a rationale is not needed to ask
         row = row | {"cot": "-"}
     messages = chat.messages_of(row)
-    final = row["final"] if "final" in row else messages[-1]["content"]
+    written = messages[-1]["content"]
+    final = row["final"] if "final" in row else chat.parse_sections(written).answer or written
+    if not isinstance(final, str):
+        raise ValueError(f'"final" must be a string, not {final!r:.40}')
     language = row.get("language") or chat.language_of(messages[-2]["content"])
     return Question(messages[:-1], final, str(row.get("family") or "questions"), str(language))
 
@@ -143,9 +146,11 @@ def evaluate(config: EvaluateConfig) -> dict:
     """{"checkpoints": {folder: {"weights": kind, "files": {name: groups}, "calculator": {name: groups},
     "bits_per_byte"}}}."""
     folders = {name: checkpoint.resolve(name) for name in config.checkpoint or [str(checkpoint.default())]}
-    files = {Path(path).name.removesuffix(".gz").removesuffix(".jsonl"): read_questions(path, config.limit)
-             for path in config.data or ([] if config.text else [
-                 *default_files(["cot"], "test"), *default_files(["cot"], "harder")])}
+    paths = config.data or ([] if config.text else [*default_files(["cot"], "test"), *default_files(["cot"], "harder")])
+    names = [Path(path).name.removesuffix(".gz").removesuffix(".jsonl") for path in paths]
+    files = {name if names.count(name) == 1 else path: read_questions(path, config.limit)
+             for name, path in zip(names, paths)}
+    Path(config.out).mkdir(parents=True, exist_ok=True)              # no place for the report: said before any work
     result: dict = {"settings": asdict(config), "checkpoints": {}}
     for name, folder in folders.items():
         model, tokenizer = checkpoint.load(folder)

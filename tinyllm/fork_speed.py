@@ -61,6 +61,8 @@ def ideal(prefix: int, n: int, tokens: int) -> float:
 
 def measure(config: ForkSpeedConfig) -> list[dict]:
     """One row for each prefix length and number of options: medians in milliseconds, ratio, ideal, megabytes."""
+    if not (config.prefixes and config.n_options):
+        raise ValueError("--prefixes and --n-options take one number or more")
     shape = part(ModelConfig, config)
     shape.context = max(shape.context, max(config.prefixes) + config.option_tokens)
     torch.manual_seed(config.seed)

@@ -6,6 +6,7 @@ Shapes: B prompts, V vocabulary, C classes.
 """
 
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class LabelsConfig(Settings):
             numbers = [float(value) for value in self.values.split(",")]
         except ValueError:
             raise ValueError(f"--values takes numbers with commas, not {self.values!r}") from None
-        if len(numbers) != len(self.names()) or not 0 < max(numbers) < float("inf") or min(numbers) < 0:
+        if len(numbers) != len(self.names()) or not all(map(math.isfinite, numbers)) or \
+                min(numbers) < 0 or not any(numbers):
             raise ValueError(f"--values needs a number of at least 0 for each of {len(self.names())} labels, one above "
                              f"0, not {self.values!r}")
         return numbers

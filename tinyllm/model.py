@@ -27,7 +27,7 @@ class ModelConfig(Settings):
     n_heads: int = opt(BASE["n_heads"], "attention heads; each is dim / n_heads wide", low=1)
     n_kv_heads: int = opt(BASE["n_kv_heads"], "key/value heads, shared by groups of query heads", low=1)
     ffn_dim: int = opt(BASE["ffn_dim"], "width inside the feed-forward part", low=1)
-    context: int = opt(BASE["context"], "longest sequence in tokens", low=2)
+    context: int = opt(BASE["context"], "longest sequence in tokens", low=2, high=2 ** 20)
     rope_theta: float = opt(10000.0, "base of the rotary wavelengths", low=1)
     norm_eps: float = opt(1e-5, "keeps the norm of an all-zero vector finite", low=0)
     qk_norm: bool = opt(BASE["qk_norm"], "normalise queries and keys, so that attention scores stay bounded")

@@ -30,6 +30,7 @@ from tinyllm.data import IGNORE, PackedRows, TokenFiles
 from tinyllm.generate import document_prompt, printable
 from tinyllm.model import KVCache, ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.train import TrainConfig
 
 # --- text for a terminal ---
 
@@ -268,7 +269,7 @@ class PeekBatch(Settings):
     step: int = opt(0, "optimizer step", low=0)
     preset: str = opt("base", "of the run: gives context and batch size", choices=tuple(PRESETS))
     context: int = opt(PRESETS["base"]["context"], "tokens in a row", low=2)
-    effective_batch_size: int = opt(8, "rows per optimizer step", low=1)
+    effective_batch_size: int = opt(TrainConfig.effective_batch_size, "rows per optimizer step", low=1)
     seed: int = opt(0, "of the run: it orders the rows", low=0)
     positions: int = opt(20, "how many positions of the first row to show", low=1)
     json: bool = opt(False, "print JSON")

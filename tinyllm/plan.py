@@ -133,10 +133,12 @@ def measure(config: PretrainConfig, seconds: float) -> Speed:
     model = TinyLLM(part(ModelConfig, config))
     batch = random_batch(model, config.effective_batch_size, config.context)
     rows, until = [], time.monotonic() + seconds
-    endless = replace(config, start_context=0, max_steps=10 ** 9, max_tokens=0, max_minutes=0.0)
+    compile = "on" if train.worth_compiling(model, lambda step: batch, config) else "off"
+    endless = replace(config, start_context=0, max_steps=10 ** 9, max_tokens=0, max_minutes=0.0, compile=compile)
     train.train(model, lambda step: batch, endless, val={"text": batch.split(config.batch_size)}, report=rows.append,
                 should_stop=lambda: len(rows) > 3 and time.monotonic() > until)
     validation, first, *later = rows
+    later = [row for row in later if "val_loss" not in row]
     n_tokens = batch.tokens.numel()
     return Speed(n_tokens / first["tokens_per_second"],
                  statistics.median(n_tokens / row["tokens_per_second"] for row in later),

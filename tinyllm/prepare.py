@@ -145,9 +145,11 @@ def finished_report(out: Path, plan: dict) -> dict | None:
     if not (out / "meta.json").is_file():
         return None
     meta = read_json(out / "meta.json")
+    if {key: meta.get(key) for key in plan} != plan:
+        return None
     names = [name for split in ("train", "val") for name in meta[split]["files"]]
     complete = all((out / name).is_file() for name in [*names, "tokenizer.model"])
-    return meta["report"] if complete and {key: meta.get(key) for key in plan} == plan else None
+    return meta["report"] if complete else None
 
 
 def has_plan(folder: Path, plan: dict) -> bool:
@@ -158,6 +160,9 @@ def has_plan(folder: Path, plan: dict) -> bool:
 def continue_or_clear(folder: Path, plan: dict, restart: bool) -> int:
     """The number of finished parts of an interrupted run under the same plan; anything else is cleared away."""
     if folder.exists():
+        if {path.name for path in folder.iterdir()} - {"plan.json.tmp"} and not (folder / "plan.json").is_file():
+            raise ValueError(f"{folder} holds files that prepare did not write, and it needs a folder of that name for "
+                             "its own; choose another --out")
         if has_plan(folder, plan) and not restart:
             n_finished = len(list(folder.glob("part-*.npz")))
             say(f"continuing after {n_finished} finished parts")

@@ -13,7 +13,7 @@ import re
 import sys
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -243,8 +243,8 @@ def _distinct(rows: Iterable[dict]) -> Iterator[dict]:
         seen.add(key)
 
 
-def write(config: ProblemsConfig) -> dict:
-    """Write all files of `config`; return their report."""
+def write(config: ProblemsConfig, only: Sequence[str] = ()) -> dict:
+    """Write all files of `config`, or `only` those with these names; return the report of all."""
     wanted(config)                                                   # a wrong --families is said before any work
     Path(config.out).mkdir(parents=True, exist_ok=True)
     held_out = {"val": config.val, "test": config.test}
@@ -261,7 +261,8 @@ def write(config: ProblemsConfig) -> dict:
         if len(rows) < n:
             print(f"{file}: only {len(rows)} of {n} rows, as no other questions turned up", file=sys.stderr)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(Path(config.out) / f"{file}.jsonl", lines.encode())
+        if not only or f"{file}.jsonl" in only:
+            write_atomically(Path(config.out) / f"{file}.jsonl", lines.encode())
     return report(files)
 
 

@@ -71,6 +71,8 @@ def load_scorer(folder: str | Path, elsewhere: str = "",
     if not (folder / "scorer.json").is_file():
         raise ValueError(f"{folder}: no head here; train one with `python -m tinyllm.scorer train --out {folder}`")
     settings = read_json(folder / "scorer.json")
+    if missing := {"checkpoint", "fingerprint", "dim", "hidden", "dropout", "contrast"} - settings.keys():
+        raise ValueError(f"{folder / 'scorer.json'} has no {min(missing)}: no head; train one again")
     wanted = Path(elsewhere) if elsewhere else folder / settings["checkpoint"]         # an absolute path stays itself
     if not wanted.is_dir():
         raise ValueError(f"{wanted}: the checkpoint of this head is gone; name its new place with --checkpoint")

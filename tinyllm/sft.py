@@ -42,7 +42,7 @@ class SFTConfig(TrainConfig):
     init: str = opt("checkpoints/pretrain", "checkpoint to start from")
     out: str = opt("checkpoints/sft", "folder for checkpoints and metrics.jsonl")
     batch_size: int = opt(8, TrainConfig.__dataclass_fields__["batch_size"].metadata["help"], low=1)
-    effective_batch_size: int = opt(0, "rows per optimizer step (0: as many as hold 2,048 tokens)", low=0)
+    effective_batch_size: int = opt(0, "rows per optimizer step (0: as many as hold 2,048 tokens)", low=0, high=2 ** 20)
     batch_ramp: list[int] = opt([], "steps at which the rows per optimizer step double", low=1)
     lr: float = opt(3e-3, "peak learning rate of AdamW", low=0)
     muon_lr: float = opt(0.006, "peak learning rate of Muon", low=0)
@@ -88,12 +88,13 @@ def to_examples(rows: Sequence[Row], tokenizer: Tokenizer, context: int) -> tupl
 
 
 def default_files(kinds: Sequence[str], split: str, folder: str = "data") -> list[str]:
-    """The generated files of these kinds, written first when they are missing."""
+    """The generated files of these kinds, written first when they are missing. Files that are there stay as they are.
+    """
     paths = [Path(folder) / f"{kind}_{split}.jsonl" for kind in kinds]
     with parallel.first_alone():
         if missing := [path.name for path in paths if not path.is_file()]:
             print(f"no {' or '.join(missing)} in {folder}: writing the built-in problems first", file=sys.stderr)
-            problems.write(problems.ProblemsConfig(out=folder))
+            problems.write(problems.ProblemsConfig(out=folder), missing)
     return list(map(str, paths))
 
 

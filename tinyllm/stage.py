@@ -39,7 +39,7 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
             if config.restart and leads:
                 for old in [*folder.glob("step-*"), *folder.glob("damaged-step-*")]:
                     shutil.rmtree(old)
-            resume = None if config.restart else load_run(folder, model, tokenizer, config.recipe)
+            resume = None if config.restart else load_run(folder, model, tokenizer, config)
         step = resume[0].step if resume else 0
         if resume and leads:
             print(f"resuming {folder} at step {step:,}", file=sys.stderr)
@@ -70,24 +70,26 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
 
 
 def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
-             recipe: str) -> tuple[TrainState, dict[str, Tensor]] | None:
+             config: TrainConfig) -> tuple[TrainState, dict[str, Tensor]] | None:
     """Puts the newest whole state of `folder` into `model`; returns it with its optimizer tensors, or None if empty.
 
     A damaged state is set aside with a line on stderr, and the one before it is used. ValueError if the run is of
-    another recipe, shape or tokenizer.
+    another recipe, seed, shape or tokenizer; other settings that have changed since are named on stderr.
     """
     for newest in reversed(checkpoint.steps(folder)):
         try:
             stored, words = checkpoint.load(newest)
             tensors = checkpoint.read_tensors(newest / "optimizer.safetensors")
             state = from_dict(TrainState, read_json(newest / "state.json"), str(newest / "state.json"))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(f"{error}; set aside as damaged-{newest.name}", file=sys.stderr)
             newest.rename(folder / f"damaged-{newest.name}")
             continue
-        its_recipe = read_json(newest / "config.json").get("settings", {}).get("recipe", TrainConfig.recipe)
-        if its_recipe != recipe:
-            raise ValueError(f"{folder} was trained with --recipe {its_recipe}, not {recipe}; resume with that, choose "
+        changed = _changed(read_json(newest / "config.json").get("settings", {}), dataclasses.asdict(config))
+        for name, (before, now) in changed.items():
+            if name not in ("recipe", "seed"):
+                continue
+            raise ValueError(f"{folder} was trained with --{name} {before}, not {now}; resume with that, choose "
                              "another --out, or begin again with --restart")
         if stored.config != model.config:
             raise ValueError(f"{folder} holds a model of another shape; choose another --out, or begin again with "
@@ -96,8 +98,19 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
             raise ValueError(f"{folder} was trained with another tokenizer than this data; prepare the data with "
                              f"--tokenizer {newest}, choose another --out, or begin again with --restart")
         model.load_state_dict(stored.state_dict())
+        if changed and parallel.rank() == 0:
+            print("settings that differ from those of the sitting before: " + ", ".join(
+                f"--{name.replace('_', '-')} {now} ({before})" for name, (before, now) in changed.items()),
+                file=sys.stderr)
         return state, tensors
     return None
+
+
+def _changed(before: dict, now: dict) -> dict[str, tuple]:
+    """Setting -> (before, now), where they differ; the end of a run may move, so limits are left out."""
+    free = ("max_steps", "max_tokens", "max_minutes", "restart", "json")
+    return {name: (before[name], now[name]) for name in now
+            if name in before and name not in free and before[name] != now[name]}
 
 
 @contextlib.contextmanager

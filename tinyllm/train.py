@@ -38,7 +38,8 @@ class TrainConfig(Settings):
     max_minutes: float = opt(0.0, "stop after this many minutes (0: no limit); the clock then drives the schedule, "
                                   "so only runs limited by steps or tokens repeat bit for bit", low=0)
     batch_size: int = opt(4, "rows of the full context in one forward pass (micro-batch)", low=1)
-    effective_batch_size: int = opt(4, "rows per optimizer step; the gradients of its micro-batches add up", low=1)
+    effective_batch_size: int = opt(4, "rows per optimizer step; the gradients of its micro-batches add up", low=1,
+                                    high=2 ** 20)
     start_context: int = opt(0, "cut rows to this length in the first half of the run (0: never); a step keeps its "
                                 "number of tokens", low=0)
     optimizer: str = opt("muon", "of the hidden matrices; everything else uses AdamW", choices=("muon", "adamw"))
@@ -49,7 +50,7 @@ class TrainConfig(Settings):
     weight_decay: float = opt(0.1, "pull towards zero, on matrices only", low=0)
     dropout: float = opt(0.0, "share of activations zeroed at first; falls to 0 in four stairs over the run", low=0,
                          high=0.9)
-    clip: float = opt(1.0, "largest gradient norm; longer gradients are scaled down", low=0)
+    clip: float = opt(1.0, "largest gradient norm; longer gradients are scaled down (0: never)", low=0)
     dtype: str = opt("auto", "of activations; weights stay float32. auto: bfloat16 where the CPU has it",
                      choices=("auto", "float32", "bfloat16"))
     compile: str = opt("auto", "torch.compile. auto: on if the run is long enough to win back the time and there is a "
@@ -156,7 +157,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
         for weight in weights:
             if weight.grad is not None:
                 weight.grad /= n_targets
-        grad_norm = float(nn.utils.clip_grad_norm_(weights, config.clip))
+        grad_norm = float(nn.utils.clip_grad_norm_(weights, config.clip or math.inf))
         _check_finite(loss_sum / n_targets, grad_norm, state.step, config)
         for optimizer in optimizers:
             optimizer.step()
@@ -170,14 +171,12 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
         report({"step": state.step, "tokens": state.tokens, "seconds": state.seconds, "loss": state.loss,
                 "lr": config.lr * share, "grad_norm": grad_norm, "context": micro_batches[0].tokens.shape[1],
                 "tokens_per_second": n_tokens / (now - step_started), "progress": state.progress(config)})
-        if len(val) and state.step % config.val_every == 0:
-            validate()
+        if len(val) and (state.step % config.val_every == 0 or state.progress(config) >= 1):
+            validate()                                               # before saving: the best state is known by it
             state.seconds = before + time.monotonic() - started
         if save and state.step % config.save_every == 0:
             save(state, optim.state_tensors(model, optimizers))
             saved_at = state.step
-    if len(val) and state.val_loss is None and state.progress(config) >= 1:
-        validate()
     if save and saved_at != state.step:
         save(state, optim.state_tensors(model, optimizers))
     model.cpu().eval()

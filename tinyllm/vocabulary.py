@@ -68,6 +68,9 @@ def learn(lines: list[str], vocab_size: int) -> bytes:
             num_threads=os.cpu_count() or 1)
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)", str(error))
+        if "sentences_.empty()" in str(error):
+            raise ValueError(f"the corpus has too few different characters ({len(counts)}) to learn a vocabulary from; "
+                             "give more text") from None
         if not limit:
             raise
         print(f"the corpus has only {limit[1]} distinct pieces: vocabulary lowered from {vocab_size} to {limit[1]}",
