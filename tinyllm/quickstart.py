@@ -35,8 +35,9 @@ class QuickstartConfig(Settings):
 
     Writes a small world and a schoolbook, learns a vocabulary, then trains `nano` (4 layers, 256 wide) in three stages:
     to continue texts, to answer questions, to write its steps before the answer. After each stage it sits the same
-    test of questions it has never seen. At last a head learns to choose among options, on the model that ships. Stop it
-    whenever you like: the same command goes on. Examples:
+    test of questions it has never seen. At last a head learns to choose among options, on the model that ships. The
+    vocabulary has 4,096 tokens for `base` too: it is made for these questions. Stop it whenever you like: the same
+    command goes on. Examples:
       python -m tinyllm.quickstart
       python -m tinyllm.quickstart --preset base --minutes 120 --problems 200000 --data data/base --out checkpoints/base
     Afterwards:
