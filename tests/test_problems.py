@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import pytest
 
-from tinyllm import problems, reading
+from tinyllm import exercises, problems, reading
 from tinyllm.arithmetic import in_digits, operation, rewritten
 from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.overlap import overlap, shape
@@ -339,7 +339,7 @@ def test_numbers_are_sorted_as_python_sorts_them(sample):
             assert len(compared) == len(best) or (compared and compared[-1][1] != further), row
             ranked = sorted(given[:read], reverse=down)
             best = ranked[:kept]
-            assert after == " ".join(map(str, best)), row
+            assert after == f"{further} " + " ".join(map(str, best)), row      # the sign says which way
         assert row.final == (comma.join(map(str, ranked)) if comma in row.final else str(ranked[place])), row
 
 
@@ -360,6 +360,23 @@ def test_a_comparison_is_written_as_told_before_it_is_turned_round(sample):
             assert any(left in (before := sentence[:sentence.rfind(right)]) and right not in before.replace(left, "")
                        for sentence in re.split("[.。?？] ?", row.user) if right in sentence), row
     assert turned > 3
+
+
+def test_a_chain_of_changes_is_noted_before_it_is_worked_out(sample):
+    """`20, *2, +12` stands in the order of the sentences, and says what comes next when one is done."""
+    chains, backward = 0, 0
+    for row in of(sample, "story"):
+        comma = spaced(", ", row.language)
+        start, *changes = row.steps[0].split(comma)
+        if not (re.fullmatch(r"\d+|\?", start) and changes):
+            continue
+        end = changes.pop() if start == "?" else row.final
+        n = Fraction(row.final if start == "?" else start)
+        for change in changes:
+            n = n - n / 3 if change == "-1/3" else Fraction(exact(f"{n}{change}"))
+        assert n == int(end), row
+        chains, backward = chains + 1, backward + (start == "?")
+    assert chains > backward > 0
 
 
 def continuations(a):
@@ -583,6 +600,8 @@ def test_many_rows_are_those_that_one_core_would_write():
     assert len(rows) == 2100 and all(rows[i] == problems.cot_row(i, config, "train") for i in (0, 999, 1000, 2099))
     counts = collections.Counter(row["family"] for row in rows)
     assert counts["expression"] > counts["column"] > 1.5 * counts["rate"] > 0
+    share = lambda split: sum(exercises.order(random.Random(seed), "en", split)[1][0][0].isdigit() for seed in range(400))
+    assert share("train") > 1.5 * share("test")                      # sorted numbers, the slow kind of this family
     asked = problems.rows_of("cot", 90, config, "test")
     assert set(collections.Counter(row["family"] for row in asked).values()) == {30}
 

@@ -117,9 +117,10 @@ def _multiply_columns(a: int, b: int) -> list[str]:
 def story(rng: random.Random, language: str, split: str) -> Exercise:
     """3: word problems: a scene from the data file, a chain of changes, or people compared in a row."""
     kind, hard = rng.random(), split == "harder"
-    if kind < (0.35 if hard else 0.15):
+    share = {"harder": 0.35, "train": 0.25}.get(split, 0.15)     # both take long to learn: practised more often
+    if kind < share:
         return tell_chain(rng, language, hard)
-    if kind < (0.7 if hard else 0.3):
+    if kind < 2 * share:
         return tell_relations(rng, language, hard)
     return tell(rng.choice(_longer(schemas()["story/"], hard)), rng, language, hard, longer=0.4)
 
@@ -154,7 +155,7 @@ def order(rng: random.Random, language: str, split: str) -> Exercise:
     The row is numbered, so that the question is answered in two small steps: which number, and who has it.
     """
     hard = split == "harder"
-    if rng.random() < 0.25:
+    if rng.random() < (0.45 if split == "train" else 0.25):      # what takes long to learn is practised more often
         return _sorted_numbers(rng, language, hard)
     schema, n = rng.choice(schemas()["order/"]), 5 if hard else rng.choice((3, 3, 4, 4))
     people = _apart(rng, choices(schema.roles[0][1]), n, language)   # from the most to the least
@@ -214,7 +215,7 @@ def _apart(rng: random.Random, options: list, n: int, language: str) -> list:
 
 def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
     """Compare one number after the other with those that are kept, until its place is found; keep as many as are asked
-    for."""
+    for. The sign before a row says which way it is sorted."""
     top = rng.choice((200, 1000, 2000) if hard else (20, 100, 1000))
     low, n = -top // 4 if rng.random() < 0.2 else 1, 6 if hard else rng.randint(3, 5)
     numbers = rng.sample(range(low, top), n)
@@ -226,13 +227,14 @@ def _sorted_numbers(rng: random.Random, language: str, hard: bool) -> Exercise:
     needed = {"all": len(numbers), "ends": 1, "second": 2}[kind]
     best, steps, (colon, comma) = [], [], (spaced(sign, language) for sign in (": ", ", "))
     for value in numbers:
-        signs = []                                               # 15: 7<, 11<, 17>: 7 11 15 17
+        signs = []                                               # 15: 7<, 11<, 17>: < 7 11 15 17
         for other in best:
             signs.append(f"{other}{'<' if other < value else '>'}")
             if (other < value) == down:
                 break
         best = sorted([*best, value], reverse=down)[:needed]
-        steps.append(colon.join([str(value), *([comma.join(signs)] if signs else []), " ".join(map(str, best))]))
+        row = " ".join(["<>"[down], *map(str, best)])
+        steps.append(colon.join([str(value), *([comma.join(signs)] if signs else []), row]))
     return question, steps, spaced(", ", language).join(map(str, ranked)) if kind == "all" else str(ranked[needed - 1])
 
 

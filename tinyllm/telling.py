@@ -11,7 +11,6 @@ from tinyllm.grammar import polished, template
 from tinyllm.lexicon import Concept
 from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
 
-START, END = {"en": "start: ", "zh": "开始："}, {"en": "end: ", "zh": "最后："}
 Exercise = tuple[str, list[str], str]                             # question, steps, answer
 
 
@@ -86,28 +85,34 @@ def answer_of(schema: Schema, roles: dict, language: str, rng: random.Random) ->
 
 
 def tell_chain(rng: random.Random, language: str, hard: bool) -> Exercise:
-    """Someone's number of things changes several times; asked for is the end, or (undoing each change) the start."""
+    """Someone's number of things changes several times; asked for is the end, or (undoing each change) the start.
+
+    The first line notes number and changes as they are told: `20, *2, +12`, or `?, *2, +12, 52` when the start is
+    unknown. What comes next then stands behind what came last.
+    """
     frame, back, undo = rng.choice(schemas()["chain"]), rng.random() < 0.35, []
     told, hidden, end, ask_end, ask_start = frame.facts
     roles = draw(frame, rng, hard)
     start = roles["n"]
-    sentences, steps = [pick(hidden if back else told, roles, language, rng)], [f"{START[language]}{start}"]
+    sentences, steps = [pick(hidden if back else told, roles, language, rng)], []
+    notes = ["?" if back else str(start)]
     told_before: set[Schema] = set()
     for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
         schema, roles = draw_next("change/", rng, hard, roles, told_before)
         told_before.add(schema)
         sentences.append(pick(schema.facts[0], roles, language, rng))
         last = [result for result, _, _ in schema.steps].index("r") + 1
-        steps += steps_of(schema.steps[:last], roles, language)
+        note, *lines = steps_of(schema.steps[:last], roles, language)
+        notes, steps = [*notes, note], steps + lines
         undo = steps_of(schema.steps[last:], roles, language) + undo
         roles = {"A": roles["A"], "X": roles["X"], "n": roles["r"]}
     if back:
         sentences.append(pick(end, roles, language, rng))
-        steps = [f"{END[language]}{roles['n']}", *undo]
+        notes, steps = [*notes, str(roles["n"])], undo
     if rng.random() < 0.1:
         sentences.insert(0, beside_the_point(roles["A"], "", language, rng))
     sentences.append(pick(ask_start if back else ask_end, roles, language, rng))
-    return joined(sentences, language), steps, str(start if back else roles["n"])
+    return joined(sentences, language), [spaced(", ", language).join(notes), *steps], str(start if back else roles["n"])
 
 
 def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
