@@ -81,7 +81,7 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
             stored, words = checkpoint.load(newest)
             tensors = checkpoint.read_tensors(newest / "optimizer.safetensors")
             state = from_dict(TrainState, read_json(newest / "state.json"), str(newest / "state.json"))
-        except (ValueError, OSError) as error:
+        except (ValueError, FileNotFoundError) as error:
             print(f"{error}; set aside as damaged-{newest.name}", file=sys.stderr)
             newest.rename(folder / f"damaged-{newest.name}")
             continue
