@@ -1,14 +1,19 @@
 """The benchmark counts what it says it counts, and times the code that users run."""
 
+import importlib.machinery
+import importlib.util
 import json
 import math
+import sys
+import time
+import types
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyllm import bench, generate, scaling, train
+from tinyllm import bench, generate, peers, scaling, train
 from tinyllm.config import read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 
@@ -140,6 +145,40 @@ def test_the_command_prints_the_documented_json(no_compiler, capsys):
                    "decode, 5 continuations, fp32", "decode, 1 continuation, int8", "decode, 5 continuations, int8",
                    "decode, textbook"):
         assert any(name.startswith(wanted) for name in names), wanted
+
+
+def test_hugging_face_is_measured_beside_ours_where_it_is_installed(model, no_compiler, monkeypatch):
+    """At our shape, from tokens to gradients; a stand-in is enough to see what it is asked for."""
+    shapes, written = [], []
+
+    class Llama(torch.nn.Module):
+        def __init__(self, shape):
+            super().__init__()
+            shapes.append(shape)
+            self.embed = torch.nn.Embedding(shape["vocab_size"], shape["hidden_size"])
+
+        def forward(self, input_ids, labels):
+            assert self.embed.weight.grad is None and torch.equal(input_ids, labels)
+            return types.SimpleNamespace(loss=self.embed(input_ids).square().mean())
+
+        def generate(self, ids, max_new_tokens, **more):
+            written.append(max_new_tokens)
+            time.sleep(0.001 * max_new_tokens)
+
+    module = types.ModuleType("transformers")
+    module.__spec__ = importlib.machinery.ModuleSpec("transformers", None)
+    module.LlamaConfig, module.LlamaForCausalLM = (lambda **shape: shape), Llama
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    ways = bench.loss_functions(model, None, torch.bfloat16)
+    assert list(ways) == ["eager bfloat16", "HF bfloat16", "HF all bfloat16"]
+    rows = bench.measure_gradients(model, 2, 8, 100.0, ways, 2, 1.0)
+    assert rows[0]["ratios"]["best HF"] == pytest.approx(rows[0]["value"] / max(row["value"] for row in rows[1:]))
+    assert (shapes[0]["hidden_size"], shapes[0]["num_hidden_layers"], shapes[0]["intermediate_size"]) == (
+        model.config.dim, model.config.n_layers, model.config.ffn_dim)
+    rows = bench.measure_decoding(model, 4, 3, None, 10.0, 1, 1.0)
+    assert set(written) == {1, 3, 4} and rows[-1]["name"] == "decode, HF fp32" and rows[0]["ratios"]["HF fp32"] > 0
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert peers.losses(model.config, torch.float32, True) == {} and peers.decode_seconds(model.config, [1]) is None
 
 
 def test_without_the_tests_folder_the_textbook_is_left_out(no_compiler, monkeypatch, tmp_path, capsys):

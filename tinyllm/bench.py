@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from tinyllm import generate, train
+from tinyllm import generate, peers, train
 from tinyllm.config import command, opt, part, read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.optim import make_optimizers
@@ -113,7 +113,8 @@ def _name(dtype: torch.dtype) -> str:
 # --- training ---
 
 def loss_functions(model: TinyLLM, textbook: ModuleType | None, dtype: torch.dtype) -> Ways:
-    """The ways to one loss: eager, compiled where there is a C++ compiler, and from the logits of `textbook`."""
+    """The ways to one loss: eager, compiled where there is a C++ compiler, from the logits of `textbook`, and those of
+    transformers, where that is installed."""
     eager = torch.compiler.set_stance("force_eager")(train.next_token_loss)      # even where the blocks are compiled
     ways: Ways = {f"eager {_name(dtype)}": (eager, dtype)}
     compiled = train.compiled(model, train.next_token_loss, train.TrainConfig(compile="on"))
@@ -123,7 +124,7 @@ def loss_functions(model: TinyLLM, textbook: ModuleType | None, dtype: torch.dty
         ways["textbook"] = (lambda model, batch: (F.cross_entropy(
             textbook.logits(model, batch.tokens).flatten(0, 1), batch.targets.flatten(), reduction="sum"),
             torch.tensor(batch.targets.numel())), torch.float32)
-    return ways
+    return ways | peers.losses(model.config, dtype, compiled is not train.next_token_loss)
 
 
 def measure_steps(model: TinyLLM, rows: int, length: int, gflops: float, config: train.TrainConfig,
@@ -153,6 +154,8 @@ def measure_gradients(model: TinyLLM, rows: int, length: int, gflops: float, way
     yardsticks = {"matmul ceiling": gflops * 1e9 / flops_per_token(model.config, length)}
     if "textbook" in speeds:
         yardsticks["textbook"] = statistics.median(speeds["textbook"])
+    if best := max((statistics.median(speed) for way, speed in speeds.items() if way.startswith("HF")), default=0.0):
+        yardsticks["best HF"] = best
     return [make_row(f"forward+backward {rows}x{length}, {way}", speed, "tokens/s", yardsticks)
             for way, speed in speeds.items()]
 
@@ -202,12 +205,14 @@ def measure_decoding(model: TinyLLM, prompt_tokens: int, new_tokens: int, textbo
                  for n in (1, 5)}
     if textbook:
         runs["textbook"] = (1, 4, lambda count: timed(lambda: textbook.generate_greedy(model, prompt, count)))
+    if peer := peers.decode_seconds(model.config, prompt):
+        runs["HF fp32"] = (1, 4, peer)
     for *_, run in runs.values():
         run(2)                                                       # warm-up
     times = alternate({name: functools.partial(run, new_tokens) for name, (*_, run) in runs.items()}, repeats, seconds)
     speeds = {name: [runs[name][0] * new_tokens / second for second in ran] for name, ran in times.items()}
     others = {name: statistics.median(speeds[key]) for name, key in (
-        ("1 in fp32", "1 continuation, fp32"), ("textbook", "textbook")) if key in speeds}
+        ("1 in fp32", "1 continuation, fp32"), ("textbook", "textbook"), ("HF fp32", "HF fp32")) if key in speeds}
     n_weights = sum(weight.numel() for weight in model.parameters() if weight.ndim == 2)
     return [make_row(f"decode, {name}", speed, "tokens/s", {
         "weights read once a step": runs[name][0] * gb_per_second * 1e9 / (n_weights * runs[name][1]), **others})
@@ -262,7 +267,7 @@ def table(result: dict) -> str:
     for row in result["rows"]:
         ratios = "; ".join(f"{ratio:.2f} x {other}" for other, ratio in row["ratios"].items())
         spread = f"{row['runs']} runs {row['low']:,.1f}-{row['high']:,.1f}" if row["runs"] > 1 else "1 run"
-        lines.append(f"{row['name']:38}{row['value']:>10,.1f} {row['unit']:9}{ratios:72} {spread}")
+        lines.append(f"{row['name']:43}{row['value']:>10,.1f} {row['unit']:9}{ratios:72} {spread}")
     return "\n".join(lines + result["notes"])
 
 
