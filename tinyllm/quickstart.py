@@ -39,7 +39,7 @@ class QuickstartConfig(Settings):
     vocabulary has 4,096 tokens for `base` too: it is made for these questions. Stop it whenever you like: the same
     command goes on. Examples:
       python -m tinyllm.quickstart
-      python -m tinyllm.quickstart --minutes 42 --problems 200000 --batch-ramp 1000 2500 --data data/long \
+      python -m tinyllm.quickstart --minutes 42 --problems 200000 --batch-ramp 1000 2500 --data data/long \\
           --out checkpoints/long
       python -m tinyllm.quickstart --preset base --minutes 120 --problems 200000 --data data/base --out checkpoints/base
     Afterwards:
