@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyllm import bench, generate, peers, scaling, train
+from tinyllm import bench, generate, scaling, train
 from tinyllm.config import read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 
@@ -178,6 +178,7 @@ def test_hugging_face_is_measured_beside_ours_where_it_is_installed(model, no_co
     rows = bench.measure_decoding(model, 4, 3, None, 10.0, 1, 1.0)
     assert set(written) == {1, 3, 4} and rows[-1]["name"] == "decode, HF fp32" and rows[0]["ratios"]["HF fp32"] > 0
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    peers = bench.load_yardstick(bench.PEERS)
     assert peers.losses(model.config, torch.float32, True) == {} and peers.decode_seconds(model.config, [1]) is None
 
 

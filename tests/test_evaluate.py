@@ -149,9 +149,10 @@ def test_a_report_that_has_no_place_is_said_before_any_work(folder, tmp_path, mo
         evaluate.main(["--checkpoint", folder, "--data", path, "--out", path])
 
 
-@pytest.mark.parametrize(("content", "sentence"), [("", "no questions in this file"), ('{"user": "x"}', "line 1: no"),
-                                                   ("[1]", "line 1: expected an object"),
-                                                   ('{"user": "x", "final": 2}', '"final" must be a string, not 2')])
+@pytest.mark.parametrize(("content", "sentence"), [
+    ("", "no questions in this file"), ('{"user": "x"}', "line 1: no"), ("[1]", "line 1: expected an object"),
+    ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "final": 2}',
+     '"final" must be a string, not 2')])
 def test_a_bad_file_is_one_sentence(folder, tmp_path, capsys, content, sentence):
     path = tmp_path / "q.jsonl"
     path.write_text(content, encoding="utf-8")

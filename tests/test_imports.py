@@ -16,9 +16,9 @@ ORDER = ["config", "corpus", "clean", "vocabulary", "tokenizer", "chat", "lexico
          "optim", "checkpoint", "parallel", "train", "stage", "plot", "pretrain", "practice", "sft", "cot_sft",
          "calculator", "decode", "vote", "weights", "generate", "report", "evaluate", "shortcuts", "fork",
          "head", "train_head", "labels", "fork_speed", "scorer", "anatomy", "peek", "timing", "scaling",
-         "peers", "bench", "plan", "quickstart"]
+         "bench", "plan", "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}
-OPTIONAL = {"matplotlib", "transformers"}
+OPTIONAL = {"matplotlib"}
 
 
 def imports(path):

@@ -341,7 +341,7 @@ def test_only_training_steps_are_compiled(graphs):
 def test_the_cross_entropy_is_compiled_once_for_any_number_of_targets(graphs):
     """Every batch of answers has another number of learnt tokens; a compiler that makes each anew never ends."""
     model = fresh()
-    train.compiled(model, train.next_token_loss, replace(CONFIG, compile="on"))
+    train.compiled(model, train.next_token_loss)
     for n in (40, 17, 33, 5):
         logits, targets = torch.randn(n, 50), torch.randint(0, 50, (n,))
         expected = F.cross_entropy(logits, targets, reduction="sum")

@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from tinyllm import generate, peers, train
+from tinyllm import generate, train
 from tinyllm.config import command, opt, part, read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.optim import make_optimizers
@@ -29,6 +29,7 @@ from tinyllm.timing import alternate, flops_per_token, forward_backward, make_ro
 from tinyllm.weights import kind_of, read_as
 
 TEXTBOOK = Path(__file__).resolve().parents[1] / "tests" / "reference.py"
+PEERS = TEXTBOOK.with_name("peers.py")                               # others' code, where it is installed
 Ways = dict[str, tuple[train.LossFn, torch.dtype]]                   # name -> how to get the loss, dtype of activations
 
 
@@ -88,11 +89,11 @@ def read_rates(repeats: int, n_bytes: int = 256 << 20) -> list[float]:
     return [n_bytes / timed(numbers.sum) / 1e9 for _ in range(repeats)]
 
 
-def load_textbook(path: Path) -> ModuleType | None:
+def load_yardstick(path: Path) -> ModuleType | None:
     """The module at `path`, or None when it is not there: an installed package comes without the tests."""
     if not path.is_file():
         return None
-    spec = importlib.util.spec_from_file_location("tinyllm_textbook", path)
+    spec = importlib.util.spec_from_file_location(f"tinyllm_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -117,14 +118,15 @@ def loss_functions(model: TinyLLM, textbook: ModuleType | None, dtype: torch.dty
     transformers, where that is installed."""
     eager = torch.compiler.set_stance("force_eager")(train.next_token_loss)      # even where the blocks are compiled
     ways: Ways = {f"eager {_name(dtype)}": (eager, dtype)}
-    compiled = train.compiled(model, train.next_token_loss, train.TrainConfig(compile="on"))
+    compiled = train.compiled(model, train.next_token_loss)
     if compiled is not train.next_token_loss:
         ways[f"compiled {_name(dtype)}"] = (compiled, dtype)
     if textbook:
         ways["textbook"] = (lambda model, batch: (F.cross_entropy(
             textbook.logits(model, batch.tokens).flatten(0, 1), batch.targets.flatten(), reduction="sum"),
             torch.tensor(batch.targets.numel())), torch.float32)
-    return ways | peers.losses(model.config, dtype, compiled is not train.next_token_loss)
+    peers = load_yardstick(PEERS)
+    return ways | (peers.losses(model.config, dtype, compiled is not train.next_token_loss) if peers else {})
 
 
 def measure_steps(model: TinyLLM, rows: int, length: int, gflops: float, config: train.TrainConfig,
@@ -205,7 +207,7 @@ def measure_decoding(model: TinyLLM, prompt_tokens: int, new_tokens: int, textbo
                  for n in (1, 5)}
     if textbook:
         runs["textbook"] = (1, 4, lambda count: timed(lambda: textbook.generate_greedy(model, prompt, count)))
-    if peer := peers.decode_seconds(model.config, prompt):
+    if (peers := load_yardstick(PEERS)) and (peer := peers.decode_seconds(model.config, prompt)):
         runs["HF fp32"] = (1, 4, peer)
     for *_, run in runs.values():
         run(2)                                                       # warm-up
@@ -226,7 +228,8 @@ def bench(config: BenchConfig) -> dict:
     torch.manual_seed(config.seed)
     tell = lambda text: print(f"measuring {text} ...", file=sys.stderr)
     shapes = [tuple(map(int, shape.split("x"))) for shape in config.shapes]
-    model, dtype, textbook = TinyLLM(part(ModelConfig, config)), train.pick_dtype(config.dtype), load_textbook(TEXTBOOK)
+    model, dtype = TinyLLM(part(ModelConfig, config)), train.pick_dtype(config.dtype)
+    textbook = load_yardstick(TEXTBOOK)
     repeats, seconds = config.repeats, config.seconds / (2 * len(shapes) + 6)      # an equal share for each group
 
     tell("matrix products and memory")

@@ -155,8 +155,10 @@ def _checked(messages: list[dict]) -> list[dict]:
 def _check_text(name: str, value: object, may_be_empty: bool) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, not {value!r:.40}")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError(f"{name} holds half of a character (a surrogate that stands alone)")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds half of a character (a surrogate that stands alone)") from None
     if not may_be_empty and not value.strip():
         raise ValueError(f"{name} is empty")
 

@@ -117,7 +117,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
                                        weight_decay=config.weight_decay, dtype=dtype)
     optim.load_state_tensors(model, optimizers, tensors)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    loss_of = compiled(model, loss_fn, config) if worth_compiling(model, batch_at, config) else loss_fn
+    loss_of = compiled(model, loss_fn) if worth_compiling(model, batch_at, config) else loss_fn
     torch.set_flush_denormal(True)                                   # numbers near 1e-40 are 100 times slower
     started, before, saved_at = time.monotonic(), state.seconds, state.step
 
@@ -245,7 +245,7 @@ def worth_compiling(model: nn.Module, batch_at: Callable[[int], Batch], config: 
     return flops >= COMPILE_FROM and (config.max_minutes or math.inf) >= 3
 
 
-def compiled(model: nn.Module, loss_fn: LossFn, config: TrainConfig) -> LossFn:
+def compiled(model: nn.Module, loss_fn: LossFn) -> LossFn:
     """`loss_fn` with the blocks and the cross-entropy of `model` fused by torch.compile.
 
     All blocks share the code that is made for the first, so this takes seconds; the cross-entropy is made for any

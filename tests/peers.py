@@ -1,7 +1,7 @@
 """The same shape in Hugging Face's transformers, beside ours where it is installed; skip this at first reading.
 
-tinyllm never needs it. In: a shape. Out: ways to one loss and to the next tokens, for bench.py. Their Llama has all
-that ours has but QK-norm. Explained by tests/test_bench.py.
+The package never imports it. In: a shape. Out: ways to one loss and to the next tokens, for bench.py. Their Llama has
+all that ours has but QK-norm. Explained by tests/test_bench.py.
 """
 
 import importlib.util
