@@ -115,14 +115,15 @@ def _multiply_columns(a: int, b: int) -> list[str]:
 # ---- 3, 4, 5, 6: problems that are all data ------------------------------------------------------------------------
 
 def story(rng: random.Random, language: str, split: str) -> Exercise:
-    """3: word problems: a scene from the data file, a chain of changes, or people compared in a row."""
+    """3: word problems: everyday scenes, longer stories, a chain of changes, or people compared in a row."""
     kind, hard = rng.random(), split == "harder"
-    share = {"harder": 0.35, "train": 0.25}.get(split, 0.15)     # both take long to learn: practised more often
+    share = {"harder": 0.3, "train": 0.17}.get(split, 0.12)      # both take long to learn: practised more often
     if kind < share:
         return tell_chain(rng, language, hard)
     if kind < 2 * share:
         return tell_relations(rng, language, hard)
-    return tell(rng.choice(_longer(schemas()["story/"], hard)), rng, language, hard, longer=0.4)
+    told = schemas()["scene/" if rng.random() < 0.6 else "story/"]
+    return tell(rng.choice(_longer(told, hard)), rng, language, hard, longer=0.4)
 
 
 def _longer(options: list[Schema], hard: bool) -> list[Schema]:

@@ -34,18 +34,40 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
         return polished(pick(schema.wholes, roles, language, rng), language)
     sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
     question = pick(schema.asks, roles, language, rng)
+    place = rng.choice([0, len(sentences)])                      # never between a noun and its pronoun
     if schema.name.startswith("story") and rng.random() < 0.2:
-        place = rng.choice([0, len(sentences)])                  # never between a noun and its pronoun
         sentences.insert(place, beside_the_point(roles["A"], schema.name, language, rng))
+    if schema.name.startswith("scene"):
+        if rng.random() < 0.12:
+            sentences.insert(place, aside(roles, language, rng))
+        if "A" in roles and rng.random() < 0.12:
+            sentences.insert(0, opening(roles, language, rng))
     if sentences and rng.random() < 0.1:
         return joined([question, *sentences], language)
-    return joined([*sentences, question], language)
+    text = joined([*sentences, question], language)
+    return text[:-1].replace("。", "，") + text[-1] if language == "zh" and rng.random() < 0.5 else text
 
 
 def beside_the_point(person: Concept, topic: str, language: str, rng: random.Random) -> str:
     """A sentence with a number that the answer does not need, about something else than `topic`."""
     extra = rng.choice([extra for extra in schemas()["extra/"] if extra.name.split("/")[1] not in topic])
     return pick(extra.facts[0], draw(extra, rng, given={"A": person}), language, rng)
+
+
+def aside(roles: dict, language: str, rng: random.Random) -> str:
+    """A sentence with a number of something else, about nobody and nothing in `roles`."""
+    while True:
+        schema = rng.choice(schemas()["aside/"])
+        drawn = draw(schema, rng)
+        if not {*drawn.values()} & {*roles.values()}:
+            return pick(schema.facts[0], drawn, language, rng)
+
+
+def opening(roles: dict, language: str, rng: random.Random) -> str:
+    """A sentence without numbers to begin with, about those in `roles`."""
+    schema = rng.choice(schemas()["intro/"])
+    known = {role: roles[role] for role in ("A", "X") if role in roles and role in dict(schema.roles)}
+    return pick(schema.facts[0], draw(schema, rng, given=known), language, rng)
 
 
 def steps_of(steps: list, roles: dict, language: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Questions written as data: problems_*.txt holds their wordings, numbers and steps; read, drawn and worded here.
 
-The notation is that of world_plots.txt, explained in problems_stories.txt. In: a schema and a random generator. Out:
-its roles, and sentences about them; telling.py makes whole problems of these. Explained by tests/test_problems.py.
+The notation is that of world_plots.txt, explained in problems_stories.txt and problems_scenes.txt. In: a schema and a
+random generator. Out: its roles, and sentences about them; telling.py makes whole problems of these. Explained by
+tests/test_problems.py.
 """
 
 import contextlib
@@ -14,10 +15,12 @@ from fractions import Fraction
 
 from tinyllm.arithmetic import value_of
 from tinyllm.grammar import polished, template
-from tinyllm.lexicon import LANGUAGES, Concept, data_lines, members, number, plurals, word
+from tinyllm.lexicon import LANGUAGES, Concept, concepts, data_lines, members, number, plurals, word
 
-FILES = ("problems_stories.txt", "problems_chances.txt", "problems_asks.txt", "problems_instructions.txt")
+FILES = ("problems_stories.txt", "problems_scenes.txt", "problems_chances.txt", "problems_asks.txt",
+         "problems_instructions.txt")
 MONEY = {"$": "dollar", "£": "pound", "dollar": "dollar", "yuan": "yuan", "euro": "euro", "coin": "coin"}
+OWNED = ("fruit", "vegetable", "flower", "treat", "toy", "stationery", "keepsake", "reading", "clothing", "ware")
 FRACTIONS = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth"}
 NO_CHOICE = random.Random(0)                                     # for templates without choices
 
@@ -36,6 +39,33 @@ class Schema:
     asks: dict = field(default_factory=dict)                     # ? the question
     wholes: dict = field(default_factory=dict)                   # * facts and question in one
     answers: dict = field(default_factory=dict)                  # > the answer; without it, the last result
+
+
+@dataclass(eq=False)
+class Scene:
+    """One row of a table of problems_tables.txt: the kinds of things it is about, and its cells as templates."""
+    things: str
+    cells: dict[str, dict[str, list]]                            # language -> column -> template
+
+
+@functools.cache
+def scenes() -> dict[str, list[Scene]]:
+    """The tables of problems_tables.txt: name -> rows."""
+    tables: dict[str, list[Scene]] = {}
+    for line in data_lines("problems_tables.txt"):
+        if line.startswith("@ "):
+            name, *columns = line[2:].split()
+            split = columns.index("|")
+            heads, rows = {"en": columns[:split], "zh": columns[split + 1:]}, tables.setdefault(name, [])
+        else:
+            things, _, cells = line.partition(":")
+            cells = {language: [cell.strip() for cell in half.split(",")]
+                     for language, half in zip(LANGUAGES, cells.split("|"))}
+            assert all(len(cells[language]) == len(heads[language]) for language in LANGUAGES), f"tables: {line!r}"
+            rows.append(Scene(things.replace("+", "|"), {
+                language: {head: template(cell, language, {}) for head, cell in zip(heads[language], cells[language])}
+                for language in LANGUAGES}))
+    return tables
 
 
 @functools.cache
@@ -73,20 +103,38 @@ def schemas() -> dict[str, list[Schema]]:
 
 
 @functools.cache
-def _people() -> list[Concept]:
-    """The children of the world and many more names, for questions only."""
-    rows = [line.split("\t") for line in data_lines("problems_names.tsv")]
+def _people(grown_up: bool = False) -> list[Concept]:
+    """The children of the world and many more names, for questions only; grown-ups too if wanted."""
+    rows = [line.split("\t") for name in ["problems_names.tsv", *["problems_adults.tsv"] * grown_up]
+            for line in data_lines(name)]
     return members("child") + [
         Concept(english, english, "", chinese, "个", ("child", "human", "living"), {"proper": ["1"], "sex": [sex]})
         for english, chinese, sex in rows]
 
 
 @functools.cache
-def choices(spec: str) -> list[Concept]:
-    """What a role may be: `person`, or the concepts of a class that can be counted one by one."""
-    if spec == "person":
-        return _people()
-    return [concept for concept in members(spec.rstrip("!")) if spec[-1] == "!" or concept.plural[:1] not in ("~", "=")]
+def _things() -> list[Concept]:
+    """More things to count than the world has, for questions only."""
+    rows = [line.split("\t") for line in data_lines("problems_things.tsv")]
+    return [Concept(english, english, plural, chinese, measure, (kind,), {})
+            for kind, english, plural, chinese, measure in rows]
+
+
+@functools.cache
+def choices(spec: str) -> list[Concept | Scene]:
+    """What a role may be: `person`, `anyone`, `@place` (a row of that table), or the concepts of classes (`fruit|toy`)
+    that can be counted one by one; `any` is all that people own."""
+    if spec in ("person", "anyone"):
+        return _people(grown_up=spec == "anyone")
+    if spec[0] == "@":
+        return scenes()[spec[1:]]
+    kinds = OWNED if spec == "any" else spec.rstrip("!").split("|")
+    more = [thing for thing in _things() if thing.kinds[0] in kinds]
+    known = {kind for concept in concepts().values() for kind in concept.kinds}
+    listed = [kind for kind in kinds if kind in known or kind in concepts() or not more]
+    found = members("|".join(listed)) if listed else []
+    countable = [one for one in found if spec[-1] == "!" or one.plural[:1] not in ("~", "=")]
+    return countable + [thing for thing in more if all(thing.english != one.english for one in countable)]
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------
@@ -116,8 +164,10 @@ def draw_next(name: str, rng: random.Random, hard: bool, given: dict, used: set)
 
 
 def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool) -> bool:
+    if ";" in spec:
+        spec = rng.choice(spec.split(";"))
     if name.isupper():
-        options = choices(spec)
+        options = choices(roles[spec].things if spec in roles else spec)
         free = [option for option in rng.sample(options, min(4, len(options))) if option not in roles.values()]
         roles[name] = free[0] if free else rng.choice(options)
     elif spec[0] == "'":
@@ -174,6 +224,8 @@ def say(template: list, roles: dict, language: str, rng: random.Random, words: f
             elif isinstance(value, (int, Fraction)):
                 parts.append(str(value) if path or not _spelled(value, rng, words) else
                              "两" if value == 2 and language == "zh" else number(value, language))
+            elif isinstance(value, Scene):
+                parts.append(say(value.cells[language][path.rstrip(".")], roles, language, rng, words))
             elif isinstance(value, Concept):
                 parts.append(_form(value, path.rstrip("."), language))
             elif role == "$":
