@@ -52,13 +52,13 @@ def test_a_drill_is_read_as_the_scorer_reads_it(tokenizer):
     compared = 0
     for number in DRILLS:
         one = drill(number)
-        grown = tree(one, tokenizer, 400)
+        grown = tree(one, tokenizer, 800)
         for question, asked in enumerate(one.asked):
             heading, _, reply = asked.prompt.strip().partition("\n")
             if reply:
                 text = heading.split({"en": "Question: ", "zh": "问题："}[one.language])[1]
                 row = Question(one.context, text, [option.strip() for option in asked.options], asked.answer, 0, {})
-                assert encode(row, tokenizer, 400)[:2] == paths(grown, question)
+                assert encode(row, tokenizer, 800)[:2] == paths(grown, question)
                 compared += 1
     assert compared > 30
 

@@ -103,13 +103,15 @@ def schemas() -> dict[str, list[Schema]]:
 
 
 @functools.cache
-def _people(grown_up: bool = False) -> list[Concept]:
-    """The children of the world and many more names, for questions only; grown-ups too if wanted."""
-    rows = [line.split("\t") for name in ["problems_names.tsv", *["problems_adults.tsv"] * grown_up]
-            for line in data_lines(name)]
-    return members("child") + [
-        Concept(english, english, "", chinese, "个", ("child", "human", "living"), {"proper": ["1"], "sex": [sex]})
-        for english, chinese, sex in rows]
+def _people() -> dict[str, list[Concept]]:
+    """Who a question may be about. A vocabulary has room for some names as one token each: where names are written out
+    again and again it is a `person`, in a scene also a `pupil` of other names, or `anyone`, grown-ups too."""
+    rows = [line.split("\t") for name in ("problems_names.tsv", "problems_people.tsv") for line in data_lines(name)]
+    known = members("child") + [
+        Concept(english, english, "", chinese, "个", (*kind, "human", "living"), {"proper": ["1"], "sex": [sex]})
+        for english, chinese, sex, *kind in rows]
+    return {"person": [one for one in known if one.kinds[0] not in ("child", "grown-up") or one in members("child")],
+            "pupil": [one for one in known if one.kinds[0] != "grown-up"], "anyone": known}
 
 
 @functools.cache
@@ -122,10 +124,10 @@ def _things() -> list[Concept]:
 
 @functools.cache
 def choices(spec: str) -> list[Concept | Scene]:
-    """What a role may be: `person`, `anyone`, `@place` (a row of that table), or the concepts of classes (`fruit|toy`)
-    that can be counted one by one; `any` is all that people own."""
-    if spec in ("person", "anyone"):
-        return _people(grown_up=spec == "anyone")
+    """What a role may be: `person`, `pupil`, `anyone`, `@place` (a row of that table), or the concepts of classes
+    (`fruit|toy`) that can be counted one by one; `any` is all that people own."""
+    if spec in _people():
+        return _people()[spec]
     if spec[0] == "@":
         return scenes()[spec[1:]]
     kinds = OWNED if spec == "any" else spec.rstrip("!").split("|")
