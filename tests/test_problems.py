@@ -227,7 +227,8 @@ box-two-kinds k*(a+b) | way n*k | average-three (a+b+c)/3 | per-item n/k | unit-
 sum-of-times s/(k+1) | equal-after s/2+b
 kin-younger a-d | kin-older a+d | kin-times a*k | group a+b | group-more a-b | group-rest n-a | colours a+b
 colours-rest n-a | people-rest n-a | cannot n-a | note a-b | walk-time t/v | price-times a*k*m | square-side s/4
-for-each n*k | each-left a-n*k | library a-b+c
+for-each n*k | each-left a-n*k | library a-b+c | seats a*k | seats-each a/k | seats-number n/a | seats-less a*k-b
+seats-sum (a+b)/k
 """
 
 
