@@ -197,7 +197,8 @@ dozen 12*k-b | two-shops k*q | days-left (n+s)/a | fill-boxes (a+b)/k
 class-trip c*(k+t) | quarter-half a/4 | backwards-half 2*(r+b) | old-new-work e*d
 earn-two w*h+v*k | need-more p-a-b | chairs-tables n*k-t | shared-cost (p-d)/k | water c*(k-b) | pupils-more 2*g-d
 beads a*k | hour-pay-week w*h*d*n | then (a+b)*c | minus a-b+c | product a*b-c | difference (a-b)*c | quotient a/b+c
-half a/2+b | minus-times a-k*b | two-products a*b+c*d | more a*b+c | last a+d-1 | between b-a | weeks 7*w+d | hours 60*h+m
+minus-times a-k*b
+half a/2+b | two-products a*b+c*d | more a*b+c | last a+d-1 | between b-a | weeks 7*w+d | hours 60*h+m
 saw (n-1)*m | array n*n+k | both a+b-c | outfits a*b*c | handshakes n*(n-1)/2 | percent-off p-p*q/100
 clock-strikes t/(a-1)*(b-1) | surplus (b+d)/(c-a) | third-value 3*m-a-b | centimetres 100*a+b-c | taxi b+c*(n-k)
 boats (n-n%k)/k+1 | every-days n/k*a | recipe n/k*a | map (a+b)*k | fuel d/k*p | consecutive s/3+1 | fence l/c*p
@@ -235,10 +236,11 @@ seats-sum (a+b)/k
 def test_a_word_problem_means_what_its_steps_compute():
     """Each story has a second solution here, in one formula, and every number of the formula stands in the question."""
     solutions = lambda text: dict(item.split(" ", 1) for item in re.split(r"\s*\|\s*|\n", text.strip()))
-    others, scenes = solutions(REFERENCE), solutions(SCENES)
-    for schema in itertools.chain(*(schemas()[kind] for kind in ("story/", "scene/", "chance/", "sum-words/", "dates/"))):
-        kind, name = schema.name.split("/")
-        formula = (scenes if kind == "scene" else others)[name].strip()
+    told, in_scenes = solutions(REFERENCE), solutions(SCENES)
+    kinds = ("story/", "scene/", "chance/", "sum-words/", "dates/")
+    for schema in itertools.chain(*(schemas()[kind] for kind in kinds)):
+        kind, title = schema.name.split("/")
+        formula = (in_scenes if kind == "scene" else told)[title].strip()
         for seed in range(6):
             rng = random.Random(seed)
             state, roles = rng.getstate(), draw(schema, rng, hard=seed > 3)
@@ -266,10 +268,10 @@ def test_every_row_of_a_table_can_be_told():
                 sections[spec[1:]].append((schema, role))
     assert sections.keys() == scenes().keys()
     for table, rows in scenes().items():
-        for number, row in enumerate(rows):
-            schema, role = sections[table][number % len(sections[table])]
+        for place, row in enumerate(rows):
+            schema, role = sections[table][place % len(sections[table])]
             for language in LANGUAGES:
-                rng = random.Random(number)
+                rng = random.Random(place)
                 question = worded(schema, draw(schema, rng, given={role: row}), rng, language)
                 assert not re.search(r"[{}\[\]|@+]|  ", question), question
                 assert not re.search("[\u3400-\u9fff]" if language == "en" else "[a-z]{2}", question), question
