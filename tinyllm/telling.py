@@ -8,7 +8,7 @@ import random
 
 from tinyllm.arithmetic import worked
 from tinyllm.grammar import polished, template
-from tinyllm.lexicon import Concept
+from tinyllm.lexicon import Concept, word
 from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
 
 Exercise = tuple[str, list[str], str]                             # question, steps, answer
@@ -55,12 +55,13 @@ def beside_the_point(person: Concept, topic: str, language: str, rng: random.Ran
 
 
 def aside(roles: dict, language: str, rng: random.Random) -> str:
-    """A sentence with a number of something else, about nobody and nothing in `roles`."""
+    """A sentence with a number of something else; it names nobody and nothing in `roles`, not even inside a word."""
+    names = [word(one, "", language, None) or one.measure for one in roles.values() if isinstance(one, Concept)]
     while True:
         schema = rng.choice(schemas()["aside/"])
-        drawn = draw(schema, rng)
-        if not {*drawn.values()} & {*roles.values()}:
-            return pick(schema.facts[0], drawn, language, rng)
+        said = pick(schema.facts[0], draw(schema, rng), language, rng)
+        if not any(name in said for name in names):
+            return said
 
 
 def opening(roles: dict, language: str, rng: random.Random) -> str:

@@ -106,12 +106,13 @@ def schemas() -> dict[str, list[Schema]]:
 def _people() -> dict[str, list[Concept]]:
     """Who a question may be about. A vocabulary has room for some names as one token each: where names are written out
     again and again it is a `person`, in a scene also a `pupil` of other names, or `anyone`, grown-ups too."""
-    rows = [line.split("\t") for name in ("problems_names.tsv", "problems_people.tsv") for line in data_lines(name)]
-    known = members("child") + [
-        Concept(english, english, "", chinese, "个", (*kind, "human", "living"), {"proper": ["1"], "sex": [sex]})
-        for english, chinese, sex, *kind in rows]
-    return {"person": [one for one in known if one.kinds[0] not in ("child", "grown-up") or one in members("child")],
-            "pupil": [one for one in known if one.kinds[0] != "grown-up"], "anyone": known}
+    named = lambda file: [
+        Concept(english, english, "", chinese, "个", (*(kind or ["child"]), "human", "living"),
+                {"proper": ["1"], "sex": [sex]})
+        for english, chinese, sex, *kind in (line.split("\t") for line in data_lines(file))]
+    persons, more = members("child") + named("problems_names.tsv"), named("problems_people.tsv")
+    return {"person": persons, "pupil": persons + [one for one in more if "child" in one.kinds],
+            "anyone": persons + more}
 
 
 @functools.cache
