@@ -18,7 +18,7 @@ from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.overlap import overlap, shape
 from tinyllm.problems import FAMILIES, instruction, normalise, problem, split_of
 from tinyllm.telling import aside, opening, spaced, tell, worded
-from tinyllm.wordings import choices, draw, scenes, schemas
+from tinyllm.wordings import choices, draw, draw_next, pick, scenes, schemas
 
 N = 60                                # problems of each family and language that are checked
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: Fraction,
@@ -229,13 +229,18 @@ sum-of-times s/(k+1) | equal-after s/2+b
 kin-younger a-d | kin-older a+d | kin-times a*k | group a+b | group-more a-b | group-rest n-a | colours a+b
 colours-rest n-a | people-rest n-a | cannot n-a | note a-b | walk-time t/v | price-times a*k*m | square-side s/4
 for-each n*k | each-left a-n*k | library a-b+c | seats a*k | seats-each a/k | seats-number n/a | seats-less a*k-b
-seats-sum (a+b)/k
+seats-sum (a+b)/k | which-more a-d | which-fewer a+d | which-times a/k | which-dearer a-d | which-cheaper a+d
+cost-three a+b+c | both-one-kind a+b | one-kind-more a-b | place-more a+b | place-less a-b | full-holders (n-n%k)/k
 """
+
+
+def solutions(text: str) -> dict[str, str]:
+    """`give a-b | start b+c`: the formula of every section."""
+    return dict(item.split(" ", 1) for item in re.split(r"\s*\|\s*|\n", text.strip()))
 
 
 def test_a_word_problem_means_what_its_steps_compute():
     """Each story has a second solution here, in one formula, and every number of the formula stands in the question."""
-    solutions = lambda text: dict(item.split(" ", 1) for item in re.split(r"\s*\|\s*|\n", text.strip()))
     told, in_scenes = solutions(REFERENCE), solutions(SCENES)
     kinds = ("story/", "scene/", "chance/", "sum-words/", "dates/")
     for schema in itertools.chain(*(schemas()[kind] for kind in kinds)):
@@ -256,6 +261,42 @@ def test_a_word_problem_means_what_its_steps_compute():
                     question, more, final = tell(schema, random.Random(seed), language, seed > 3, longer=1.0)
                     assert more[:len(steps)] == steps and equalities(more[-1])[1] == final
                     assert all(stands(roles[letter], question, language) for letter in letters)
+    assert len([schema for schema in schemas()["scene/"] if schema.leaves]) > 20
+
+
+NEXT = """
+holder n/k | holder-each n/k | seat n/k | seat-each n/k | share n/k | price n*p | minutes n*k | weight n*k | give n*k
+pay n*p | points n*k | food n*k | carry n*k | needed m-n | day-more n-b | day-fewer b-n | times n*k | more n+b
+fewer n-b | half n/2 | together n+b | days n/k
+"""
+
+
+def test_what_comes_next_computes_with_the_result_of_what_came_before():
+    """Two relations in one problem, each met behind every other: neither can be told from the other's words alone."""
+    formulas = solutions(NEXT)
+    assert formulas.keys() == {schema.name.split("/")[1] for schema in schemas()["next/"]}
+    for schema in schemas()["next/"]:
+        name, thing = schema.name.split("/")[1], random.Random(0).choice(choices(dict(schema.roles).get("X", "any")))
+        for n, language, kind in itertools.product((24, 60), LANGUAGES, (0, 1)):
+            rng = random.Random(n)
+            roles = draw(schema, rng, given={"X": thing, "n": n, "$": "yuan"})
+            numbers = {role: value for role, value in roles.items() if role.islower()}
+            assert roles["r"] == exact(formulas[name], **numbers), schema.name
+            told = pick(schema.facts[kind], roles, language, rng)
+            assert all(stands(roles[letter], told, language) for letter in set("bkmp") & set(formulas[name])), told
+
+
+def test_people_are_not_put_into_boxes():
+    """What goes on with a thing needs a sentence, and a row of its table, about such things."""
+    for kind, forbidden in (("crowd", {"holder", "price", "food"}), ("toy", {"seat", "pay", "food", "give"})):
+        met = set()
+        for seed in range(300):
+            given = {"X": choices(kind)[seed % len(choices(kind))], "n": 12 + seed % 60}
+            schema, roles = draw_next("next/", random.Random(seed), False, given, set())
+            met.add(schema.name.split("/")[1])
+            for row in (roles[role] for role, spec in schema.roles if spec[0] == "@"):
+                assert given["X"] in choices(row.things), (given["X"], row)
+        assert len(met) > 8 and not met & forbidden, met
 
 
 def test_every_row_of_a_table_can_be_told():

@@ -19,8 +19,8 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
     roles = draw(schema, rng, hard)
     steps = steps_of(schema.steps, roles, language)
     if schema.leaves and rng.random() < longer:
-        given = {"A": roles["A"], "X": roles["X"], "$": roles["$"], "n": roles[schema.steps[-1][0]]}
-        further, drawn = draw_next("then/", rng, hard, given, set())
+        given = {role: roles[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
+        further, drawn = draw_next("next/" if schema.name.startswith("scene") else "then/", rng, hard, given, set())
         sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
         sentences.append(pick(further.facts[schema.leaves == "all"], drawn, language, rng))
         sentences.append(pick(further.asks, drawn, language, rng))

@@ -157,8 +157,9 @@ def draw(schema: Schema, rng: random.Random, hard: bool = False, given: dict | N
 
 
 def draw_next(name: str, rng: random.Random, hard: bool, given: dict, used: set) -> tuple[Schema, dict]:
-    """A section of the kind `name`, not `used`, whose conditions can be met with the roles `given`, and its roles."""
-    options = [schema for schema in schemas()[name] if schema not in used]
+    """A section of the kind `name`, not `used`, whose roles and conditions allow those `given`, and its roles."""
+    options = [schema for schema in schemas()[name] if schema not in used
+               and all(given[role] in choices(spec) for role, spec in schema.roles if role.isupper() and role in given)]
     rng.shuffle(options)
     for schema in options:
         with contextlib.suppress(ValueError):
@@ -171,6 +172,8 @@ def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool
         spec = rng.choice(spec.split(";"))
     if name.isupper():
         options = choices(roles[spec].things if spec in roles else spec)
+        if spec[0] == "@" and "X" in roles:                      # what goes on with X needs a row about such things
+            options = [row for row in options if not row.things or roles["X"] in choices(row.things)]
         free = [option for option in rng.sample(options, min(4, len(options))) if option not in roles.values()]
         roles[name] = free[0] if free else rng.choice(options)
     elif spec[0] == "'":
