@@ -95,6 +95,23 @@ def test_the_loss_equals_the_loop_over_labels():
     torch.testing.assert_close(loss, reference.loss_sum(model(tokens), targets, IGNORE), rtol=1e-5, atol=1e-4)
 
 
+def test_any_number_of_learnt_positions_makes_the_same_few_shapes(monkeypatch):
+    """torch keeps code for each shape of a matrix product; a new shape in every step would fill the memory. What fills
+    the shape up has no share in loss or gradient."""
+    model, tokens = make(*SHAPES["pairs of heads share keys"])
+    shapes, plain = set(), model.cross_entropy.forward
+    monkeypatch.setattr(model.cross_entropy, "forward", lambda logits, targets: (
+        shapes.add(len(logits)), plain(logits, targets))[1])
+    for n in (1, 7, tokens.numel() - 1):
+        targets = torch.full_like(tokens, IGNORE).flatten()
+        targets[-n:] = tokens.flatten()[-n:]                         # the first position, which fills up, is not learnt
+        targets = targets.view_as(tokens)
+        ours = torch.autograd.grad(next_token_loss(model, Batch(tokens, targets))[0], model.embed.weight)[0]
+        theirs = torch.autograd.grad(reference.loss_sum(model(tokens), targets, IGNORE), model.embed.weight)[0]
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert len(shapes) == 1 and max(shapes) <= tokens.numel(), shapes
+
+
 @pytest.mark.parametrize("rows, columns", [(24, 24), (16, 64), (64, 16)])
 def test_muon_keeps_the_directions_and_evens_out_their_lengths(rows, columns):
     """Newton-Schulz works on the singular values alone: seen from the singular vectors of G, the step is diagonal,

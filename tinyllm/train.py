@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tinyllm import optim, parallel
 from tinyllm.config import RECIPES, Settings, opt
@@ -23,6 +24,7 @@ from tinyllm.model import Block, CrossEntropy
 
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 CPU = torch.device("cpu")
+SAME_SHAPE = 128                                                     # positions scored at once, see next_token_loss
 COMPILE_FROM = 3.6e13                                                # operations: 3 minutes at 200 GFLOP/s
 
 
@@ -86,11 +88,19 @@ class TrainState:
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(sum of cross-entropies in nats, number of targets that are not IGNORE)."""
-    hidden = model.last_hidden(batch.tokens, starts=batch.starts)    # (B, T, D)
-    learnt = batch.targets != IGNORE                                 # (B, T)
-    logits = model.logits(hidden[learnt])                            # (learnt, V): no scores where nothing is learnt
-    return model.cross_entropy(logits, batch.targets[learnt]), learnt.sum()
+    """(sum of cross-entropies in nats, number of targets that are not IGNORE).
+
+    Nothing is scored where nothing is learnt. The number of positions that are left changes from step to step and is
+    filled up to a multiple of 128, or to all: for each shape it meets torch makes and keeps code for the product with
+    the embedding, which else takes time and 30 MB in every step.
+    """
+    hidden = model.last_hidden(batch.tokens, starts=batch.starts).flatten(0, 1)                # (B*T, D)
+    targets = batch.targets.flatten()                                # (B*T,)
+    learnt = (targets != IGNORE).nonzero()[:, 0]                     # (N,)
+    more = min(-len(learnt) % SAME_SHAPE, len(targets) - len(learnt))
+    fill = (0, more)                                                 # the first position again, with nothing to learn
+    logits = model.logits(hidden[F.pad(learnt, fill)])               # (N + more, V)
+    return model.cross_entropy(logits, F.pad(targets[learnt], fill, value=IGNORE)), (targets != IGNORE).sum()
 
 
 def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfig, *,
