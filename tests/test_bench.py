@@ -147,7 +147,7 @@ def test_the_command_prints_the_documented_json(no_compiler, capsys):
         assert any(name.startswith(wanted) for name in names), wanted
 
 
-def test_hugging_face_is_measured_beside_ours_where_it_is_installed(model, no_compiler, monkeypatch):
+def test_others_are_measured_beside_ours_where_hugging_face_is_installed(model, no_compiler, monkeypatch):
     """At our shape, from tokens to gradients; a stand-in is enough to see what it is asked for."""
     shapes, written = [], []
 
@@ -170,9 +170,10 @@ def test_hugging_face_is_measured_beside_ours_where_it_is_installed(model, no_co
     module.LlamaConfig, module.LlamaForCausalLM = (lambda **shape: shape), Llama
     monkeypatch.setitem(sys.modules, "transformers", module)
     ways = bench.loss_functions(model, None, torch.bfloat16)
-    assert list(ways) == ["eager bfloat16", "HF bfloat16", "HF all bfloat16"]
+    assert list(ways) == ["eager bfloat16", "HF bfloat16", "HF all bfloat16", "nanoGPT style bfloat16",
+                          "MiniMind style bfloat16"]
     rows = bench.measure_gradients(model, 2, 8, 100.0, ways, 2, 1.0)
-    assert rows[0]["ratios"]["best HF"] == pytest.approx(rows[0]["value"] / max(row["value"] for row in rows[1:]))
+    assert rows[0]["ratios"]["best peer"] == pytest.approx(rows[0]["value"] / max(row["value"] for row in rows[1:]))
     assert (shapes[0]["hidden_size"], shapes[0]["num_hidden_layers"], shapes[0]["intermediate_size"]) == (
         model.config.dim, model.config.n_layers, model.config.ffn_dim)
     rows = bench.measure_decoding(model, 4, 3, None, 10.0, 1, 1.0)
@@ -180,6 +181,26 @@ def test_hugging_face_is_measured_beside_ours_where_it_is_installed(model, no_co
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     peers = bench.load_yardstick(bench.PEERS)
     assert peers.losses(model.config, torch.float32, True) == {} and peers.decode_seconds(model.config, [1]) is None
+
+
+def test_peers_have_the_size_of_ours_and_see_no_future():
+    """A speed is worth comparing at equal work: as many weights (nanoGPT's has positions to learn beside), and one
+    token's loss does not depend on what comes later."""
+    peers = bench.load_yardstick(bench.PEERS)
+    config = ModelConfig(vocab_size=90, dim=32, n_layers=2, n_heads=4, n_kv_heads=4, ffn_dim=96, context=16,
+                         qk_norm=False)
+    size = lambda model: sum(weight.numel() for weight in model.parameters())
+    assert size(peers.MiniMind(config)) == size(TinyLLM(config))
+    assert size(peers.NanoGPT(config)) == size(TinyLLM(config)) + 16 * 32
+    ids = torch.randint(0, 90, (1, 16))
+    later = ids.clone()
+    later[0, 9:] = (ids[0, 9:] + 1) % 90
+    targets = torch.full_like(ids, -100)
+    targets[0, 8] = 7
+    for make in (peers.NanoGPT, peers.MiniMind):
+        peer = make(config)
+        assert float(peer(ids, targets)) == pytest.approx(float(peer(later, targets)), rel=1e-5)
+        assert float(peer(ids, targets)) != pytest.approx(float(peer(ids.flip(1), targets)), rel=1e-5)
 
 
 def test_without_the_tests_folder_the_textbook_is_left_out(no_compiler, monkeypatch, tmp_path, capsys):
