@@ -231,6 +231,11 @@ colours-rest n-a | people-rest n-a | cannot n-a | note a-b | walk-time t/v | pri
 for-each n*k | each-left a-n*k | library a-b+c | seats a*k | seats-each a/k | seats-number n/a | seats-less a*k-b
 seats-sum (a+b)/k | which-more a-d | which-fewer a+d | which-times a/k | which-dearer a-d | which-cheaper a+d
 cost-three a+b+c | both-one-kind a+b | one-kind-more a-b | place-more a+b | place-less a-b | full-holders (n-n%k)/k
+part-of n*a/b | part-rest n-n*a/b | part-whole m*b/a | part-second n*a/b | percent-of n*p/100 | percent-second n*p/100
+percent-more n+n*p/100 | percent-less n-n*p/100 | ratio n*a/(a+b) | three-times a*b*c | box-volume l*w*h
+base-volume s*h | cube a*a*a | triangle l*h/2 | trapezoid (a+b)*h/2 | other-side s/2-l | faster n/a-n/(a+b)
+per-day-left (a-b)/k | price-of-one (a-b)/k | average-missing 3*m-a-b | times-needed a*k-b | boxes-weight (n-a*p)/b
+around n/l | per-minute 60*v | number-minus c+b | number-plus n-b | number-times n/k | number-over a*k
 """
 
 
