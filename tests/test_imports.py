@@ -14,7 +14,7 @@ ORDER = ["config", "corpus", "clean", "vocabulary", "tokenizer", "chat", "lexico
          "world", "arithmetic", "wordings", "telling", "reading", "exercises", "overlap", "problems",
          "schoolbook", "choices", "options", "drills", "parts", "prepare", "data", "model", "induction",
          "optim", "checkpoint", "parallel", "train", "stage", "plot", "pretrain", "practice", "sft", "cot_sft",
-         "calculator", "decode", "vote", "weights", "generate", "report", "evaluate", "shortcuts", "fork",
+         "grow", "calculator", "decode", "vote", "weights", "generate", "report", "evaluate", "shortcuts", "fork",
          "head", "train_head", "labels", "fork_speed", "scorer", "anatomy", "peek", "timing", "scaling",
          "bench", "plan", "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}
