@@ -86,8 +86,9 @@ def tree(one: Drill, tokenizer: Tokenizer, context: int) -> Tree:
 
 
 def read_trees(model: TinyLLM, trees: Sequence[Tree]) -> Tensor:
-    """The state after the final norm at every token of every tree: (B, T, D)."""
-    width = max(len(one.ids) for one in trees)
+    """The state after the final norm at every token of every tree: (B, T, D), T a multiple of 32 so that the shapes of
+    the products repeat (train.next_token_loss says why)."""
+    width = -(-max(len(one.ids) for one in trees) // 32) * 32
     fill = lambda name, value: torch.tensor([getattr(one, name) + [value] * (width - len(one.ids)) for one in trees])
     tokens, position = fill("ids", 0), fill("position", 0)           # (B, T)
     question, option = fill("question", PADDING), fill("option", PADDING)
