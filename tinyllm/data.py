@@ -148,8 +148,8 @@ def held_out(tokens: TokenFiles, context: int, rows: int, max_tokens: int) -> li
 class Example(NamedTuple):
     """Token ids of a whole text and, for each, whether the model learns to write it."""
 
-    ids: list[int]
-    learn: list[bool]
+    ids: Sequence[int]
+    learn: Sequence[bool]
 
 
 class PackedExamples:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tinyllm import chat, checkpoint, parallel, problems
 from tinyllm.config import command, opt, read_settings
 from tinyllm.data import Example, PackedExamples
@@ -82,8 +84,8 @@ def to_examples(rows: Sequence[Row], tokenizer: Tokenizer, context: int) -> tupl
     for row in rows:
         ids, learn = chat.render_example(tokenizer, row.messages)
         if fitted := chat.fit(ids, learn, context + 1):
-            kept.append((row.family, Example(*fitted)))
             n_cut += len(fitted[0]) < len(ids)
+            kept.append((row.family, Example(np.array(fitted[0], np.int32), np.array(fitted[1]))))      # lists: 6 x
     return kept, len(rows) - len(kept), n_cut
 
 
