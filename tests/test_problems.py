@@ -17,7 +17,7 @@ from tinyllm.arithmetic import in_digits, operation, rewritten
 from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.overlap import overlap, shape
 from tinyllm.problems import FAMILIES, instruction, normalise, problem, split_of
-from tinyllm.telling import aside, opening, spaced, tell, worded
+from tinyllm.telling import aside, folded, opening, spaced, tell, worded
 from tinyllm.wordings import choices, draw, draw_next, pick, scenes, schemas
 
 N = 60                                # problems of each family and language that are checked
@@ -236,6 +236,8 @@ percent-more n+n*p/100 | percent-less n-n*p/100 | ratio n*a/(a+b) | three-times 
 base-volume s*h | cube a*a*a | triangle l*h/2 | trapezoid (a+b)*h/2 | other-side s/2-l | faster n/a-n/(a+b)
 per-day-left (a-b)/k | price-of-one (a-b)/k | average-missing 3*m-a-b | times-needed a*k-b | boxes-weight (n-a*p)/b
 around n/l | per-minute 60*v | number-minus c+b | number-plus n-b | number-times n/k | number-over a*k
+in-boxes a*k | cost-of p*k | after-giving a-b | after-getting a+b | deed-in a*k | three-people a+b+c | third-part n-a-b
+third-sum m-a-b
 """
 
 
@@ -289,6 +291,18 @@ def test_what_comes_next_computes_with_the_result_of_what_came_before():
             assert roles["r"] == exact(formulas[name], **numbers), schema.name
             told = pick(schema.facts[kind], roles, language, rng)
             assert all(stands(roles[letter], told, language) for letter in set("bkmp") & set(formulas[name])), told
+
+
+def test_a_fact_may_be_part_of_the_question():
+    """Others write `If she buys 8 more, how many ...?`; names keep their capitals, numbers and meaning stay."""
+    always = random.Random(0)
+    always.random = lambda: 0.0
+    assert folded(["Mia has 7 pens.", "She buys 8 more."], "How many pens does Mia have?", "en", always) == (
+        ["Mia has 7 pens."], "If she buys 8 more, how many pens does Mia have?")
+    assert folded(["Mia has 7 pens."], "How many?", "en", always) == ([], "If Mia has 7 pens, how many?")
+    for last in ("After that 8 are left.", "It costs 3. It is red.", ""):
+        assert folded([last], "How many?", "en", always) == ([last], "How many?")
+    assert folded(["米娅有7支笔。"], "几支？", "zh", always) == (["米娅有7支笔。"], "几支？")
 
 
 def test_people_are_not_put_into_boxes():

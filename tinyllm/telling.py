@@ -5,6 +5,7 @@ Explained by tests/test_problems.py.
 """
 
 import random
+import re
 
 from tinyllm.arithmetic import worked
 from tinyllm.grammar import polished, template
@@ -12,6 +13,8 @@ from tinyllm.lexicon import Concept, word
 from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
 
 Exercise = tuple[str, list[str], str]                             # question, steps, answer
+BEGINNINGS = {"A", "All", "An", "Another", "Each", "Every", "Half", "He", "In", "It", "Of", "On", "One", "She", "Some",
+              "The", "There", "They", "With"}                    # of sentences, and no names
 
 
 def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: float = 0.0) -> Exercise:
@@ -23,8 +26,10 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
         further, drawn = draw_next("next/" if schema.name.startswith("scene") else "then/", rng, hard, given, set())
         sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
         sentences.append(pick(further.facts[schema.leaves == "all"], drawn, language, rng))
-        sentences.append(pick(further.asks, drawn, language, rng))
-        return joined(sentences, language), steps + steps_of(further.steps, drawn, language), str(drawn["r"])
+        question = pick(further.asks, drawn, language, rng)
+        sentences, question = folded(sentences, question, language, rng)
+        steps += steps_of(further.steps, drawn, language)
+        return joined([*sentences, question], language), steps, str(drawn["r"])
     return worded(schema, roles, rng, language), steps, answer_of(schema, roles, language, rng)
 
 
@@ -33,7 +38,7 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
     if schema.wholes.get(language) and (not schema.facts or rng.random() < 0.3):
         return polished(pick(schema.wholes, roles, language, rng), language)
     sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
-    question = pick(schema.asks, roles, language, rng)
+    sentences, question = folded(sentences, pick(schema.asks, roles, language, rng), language, rng)
     place = rng.choice([0, len(sentences)])                      # never between a noun and its pronoun
     if schema.name.startswith("story") and rng.random() < 0.2:
         sentences.insert(place, beside_the_point(roles["A"], schema.name, language, rng))
@@ -46,6 +51,17 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
         return joined([question, *sentences], language)
     text = joined([*sentences, question], language)
     return text[:-1].replace("。", "，") + text[-1] if language == "zh" and rng.random() < 0.5 else text
+
+
+def folded(sentences: list[str], question: str, language: str, rng: random.Random) -> tuple[list[str], str]:
+    """Now and then, in English, the last fact as a part of the question: `If she buys 8 more, how many ...?`"""
+    fact = re.sub(r"^(Then|But) ", "", sentences[-1]) if sentences else ""
+    whole = fact[-1:] == "." and not re.search(r"[.;?]", fact[:-1]) and not fact.startswith(("After", "When", "If"))
+    if language != "en" or not whole or question.startswith("If ") or rng.random() >= 0.25:
+        return sentences, question
+    if fact.split()[0] in BEGINNINGS:
+        fact = fact[0].lower() + fact[1:]
+    return sentences[:-1], f"If {fact[:-1]}, {question[0].lower()}{question[1:]}"
 
 
 def beside_the_point(person: Concept, topic: str, language: str, rng: random.Random) -> str:
