@@ -265,7 +265,7 @@ def test_a_word_problem_means_what_its_steps_compute():
                 for letter in letters:
                     assert stands(roles[letter], question, language), (letter, roles[letter], question)
                 if schema.leaves:                                # the story goes on from this result
-                    question, more, final = tell(schema, random.Random(seed), language, seed > 3, longer=1.0)
+                    question, more, final = tell(schema, random.Random(seed), language, seed > 3, longer=True)
                     assert more[:len(steps)] == steps and equalities(more[-1])[1] == final
                     assert all(stands(roles[letter], question, language) for letter in letters)
     assert len([schema for schema in schemas()["scene/"] if schema.leaves]) > 20

@@ -124,7 +124,7 @@ def story(rng: random.Random, language: str, split: str) -> Exercise:
         return tell_relations(rng, language, hard)
     told = _longer(schemas()["scene/" if rng.random() < 0.6 else "story/"], hard)
     if rng.random() < 0.2:                                       # what may go on goes on: two relations in one problem
-        return tell(rng.choice([schema for schema in told if schema.leaves]), rng, language, hard, longer=1.0)
+        return tell(rng.choice([schema for schema in told if schema.leaves]), rng, language, hard, longer=True)
     return tell(rng.choice(told), rng, language, hard)
 
 

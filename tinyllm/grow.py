@@ -56,7 +56,7 @@ def grow(small: TinyLLM, shape: ModelConfig, seed: int = 0) -> TinyLLM:
     narrower = old.dim / shape.dim
     large = TinyLLM(replace(shape, norm_eps=old.norm_eps * narrower)).eval()
     with torch.no_grad():
-        _write(large.embed.weight, small.embed.weight, beside=0.0)
+        _write(large.embed.weight.zero_(), small.embed.weight)
         _write(large.norm.weight, small.norm.weight * narrower ** 0.5)
         for block in large.blocks:
             block.attention.wo.weight.zero_()
@@ -77,10 +77,8 @@ def _grow_block(large: Block, small: Block, narrower: float) -> None:
             _write(large.get_submodule(name).weight, small.get_submodule(name).weight)
 
 
-def _write(large: Tensor, small: Tensor, beside: float | None = None) -> None:
-    """Puts `small` into the corner of `large`; everything else becomes `beside`, or stays."""
-    if beside is not None:
-        large.fill_(beside)
+def _write(large: Tensor, small: Tensor) -> None:
+    """Puts `small` into the corner of `large`; what lies beside it stays."""
     large[tuple(slice(0, size) for size in small.shape)] = small
 
 

@@ -17,11 +17,11 @@ BEGINNINGS = {"A", "All", "An", "Another", "Each", "Every", "Half", "He", "In", 
               "The", "There", "They", "With"}                    # of sentences, and no names
 
 
-def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: float = 0.0) -> Exercise:
-    """(question, steps, answer) of one drawing of `schema`; a share `longer` of those that can go on does."""
+def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: bool = False) -> Exercise:
+    """(question, steps, answer) of one drawing of `schema`; `longer`: one that can go on does."""
     roles = draw(schema, rng, hard)
     steps = steps_of(schema.steps, roles, language)
-    if schema.leaves and rng.random() < longer:
+    if schema.leaves and longer:
         given = {role: roles[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
         further, drawn = draw_next("next/" if schema.name.startswith("scene") else "then/", rng, hard, given, set())
         sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
