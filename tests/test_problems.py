@@ -164,6 +164,23 @@ def test_a_step_needs_one_digit_at_a_time():
             assert needed or min(a, b) < 2, (a, sign, b, line)
 
 
+def test_a_long_division_takes_away_one_place_after_the_other():
+    """What is left gets smaller until nothing is; the tables of one-digit numbers suffice, and division is no guess."""
+    assert operation("/", 84, 7, 12) == ["84/7=12"]                # known by heart
+    assert operation("/", 615, 15, 41) == ["615/15", "10*40=400", "5*40=200", "400+200=600", "615-600=15", "15*1=15",
+                                           "40+1=41", "615/15=41"]
+    rng = random.Random(0)
+    for _ in range(300):
+        b, result = rng.randint(13, 99), rng.randint(10, 999)
+        first, *lines, last = operation("/", b * result, b, result)
+        assert (first, last) == (f"{b * result}/{b}", f"{b * result}/{b}={result}")
+        assert all(exact(left) == int(right) for left, right in (line.split("=") for line in lines)), lines
+        pieces = [digit + "0" * place for place, digit in enumerate(reversed(str(result))) if digit != "0"][::-1]
+        assert len(pieces) == 1 or lines[-1] == f"{'+'.join(pieces)}={result}"
+        factors = {number for line in lines if "*" in line for number in re.findall(r"\d+", line)}
+        assert factors >= set(pieces), lines
+
+
 def test_in_chinese_a_word_of_a_step_is_the_token_it_was_in_the_question(sample):
     """A space before it would make another token of it, and what a model has not read it cannot copy."""
     for row in itertools.chain(*(sample[family, "zh", split] for family in FAMILIES for split in ("train", "harder"))):
@@ -238,6 +255,13 @@ per-day-left (a-b)/k | price-of-one (a-b)/k | average-missing 3*m-a-b | times-ne
 around n/l | per-minute 60*v | number-minus c+b | number-plus n-b | number-times n/k | number-over a*k
 in-boxes a*k | cost-of p*k | after-giving a-b | after-getting a+b | deed-in a*k | three-people a+b+c | third-part n-a-b
 third-sum m-a-b
+in-packs n/k | each-time-list a+b+c | three-kinds a+b+c | three-kinds-rest n-a-b | still-needed n-a-b
+pair-each (a+b)*k | meals (a+b)*k | absent-groups (n-a)/k | bad-bags (n-a)/k | joined-groups (a+b)/k | lives a-b+c
+temperature a-b+c | start-two a+b+c | money-start a+b | more-to a-b | two-places a+b | large-rest a-b
+difference-year a-b | growth a+d | how-long t/a | together-each (a+b)*k | left-each (n-c)/k | sets n/k-p
+packs-price n/(k*m) | ratio-three n*b/(a+b+c) | ton k*1000-a-b | metres k*100-a | work-days a*d/e
+edges (s/12)*(s/12)*(s/12) | perimeter-ratio p*p*a*b/(4*(a+b)*(a+b)) | parallelogram l*h | spaces l*h/k
+hand-moves (b-a)*5 | whole-heavy a*k
 """
 
 

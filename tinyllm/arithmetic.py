@@ -86,13 +86,15 @@ def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[
     each of them finds its digits near by.
 
     Sums, differences and products go digit by digit. Where signs differ, that of the plain numbers comes first; a
-    fraction is reduced by the common divisor; a division that comes out even is one line.
+    fraction is reduced by the common divisor; a division that comes out even is one line, or a long division.
     """
     whole = f"{left}{sign}{right if right >= 0 else f'({right})'}"
     line = f"{whole}={result}"
     if sign == "/":
         common = math.gcd(left, right) if isinstance(result, Fraction) else 1
         lines = [line] if common == 1 else [f"{n}/{common}={n // common}" for n in (left, right)] + [line]
+        if isinstance(result, int) and right > 1 and result > (9 if right > 12 else 99):
+            lines = [*in_places(left, right, result), line]
     elif min(left, right, result) >= 0:
         lines = in_digits(sign, left, right, result)
     else:
@@ -125,6 +127,17 @@ def in_digits(sign: str, a: int, b: int, result: int) -> list[str]:
             total = after
     one_line = len(pieces) < 2 or (sign == "*" and 1 in (a, b))
     return [f"{a}{sign}{b}={result}"] if one_line else lines
+
+
+def in_places(a: int, b: int, result: int) -> list[str]:
+    """A long division, the highest place first: 615/15: 15*40=600, 615-600=15, 15*1=15, 40+1=41."""
+    lines, rest, pieces = [], a, place_values(result)
+    for piece in pieces:
+        product = b * piece
+        lines += in_digits("*", b, piece, product)
+        lines += in_digits("-", rest, product, rest - product) if rest > product else []
+        rest -= product
+    return lines + [f"{'+'.join(map(str, pieces))}={result}"] * (len(pieces) > 1)
 
 
 def place_values(n: int) -> list[int]:

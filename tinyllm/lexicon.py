@@ -166,7 +166,7 @@ def _chinese(concept: Concept, form: str, look: Concept | None) -> str:
     return forms.get(form, noun)
 
 
-@functools.cache
+@functools.lru_cache(2 ** 14)                                    # bounded, for questions that invent names
 def word(concept: Concept, path: str, language: str, look: Concept | None) -> str:
     head, _, rest = path.partition(".")
     if head == "kind":

@@ -10,27 +10,42 @@ import re
 from tinyllm.arithmetic import worked
 from tinyllm.grammar import polished, template
 from tinyllm.lexicon import Concept, word
+from tinyllm.unheard import invented, renamed, told_as
 from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
 
 Exercise = tuple[str, list[str], str]                             # question, steps, answer
 BEGINNINGS = {"A", "All", "An", "Another", "Each", "Every", "Half", "He", "In", "It", "Of", "On", "One", "She", "Some",
-              "The", "There", "They", "With"}                    # of sentences, and no names
+              "The", "There", "They", "Those", "Three", "Two", "With"}     # of sentences, and no names
+# First words of sentences that already say where or when.
+UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On ", "When ", "While ", "Last ", "Next ",
+            "This ", "To ", "With ", "Yesterday", "Today", "在", "从", "当", "如果", "上", "下", "早", "昨", "今",
+            "去")
 
 
 def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: bool = False) -> Exercise:
     """(question, steps, answer) of one drawing of `schema`; `longer`: one that can go on does."""
     roles = draw(schema, rng, hard)
-    steps = steps_of(schema.steps, roles, language)
+    names, drawn_as = renamed(roles, fixed_in(schema), rng), roles
+    roles, steps = told_as(roles, names), steps_of(schema.steps, roles, language)
     if schema.leaves and longer:
-        given = {role: roles[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
+        given = {role: drawn_as[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
         further, drawn = draw_next("next/" if schema.name.startswith("scene") else "then/", rng, hard, given, set())
+        drawn = told_as(drawn, names)
         sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
         sentences.append(pick(further.facts[schema.leaves == "all"], drawn, language, rng))
         question = pick(further.asks, drawn, language, rng)
-        sentences, question = folded(sentences, question, language, rng)
+        sentences, question = folded(placed(sentences, language, rng), question, language, rng)
         steps += steps_of(further.steps, drawn, language)
         return joined([*sentences, question], language), steps, str(drawn["r"])
     return worded(schema, roles, rng, language), steps, answer_of(schema, roles, language, rng)
+
+
+def fixed_in(schema: Schema) -> set[str]:
+    """The roles of `schema` whose words the steps or the answer write again."""
+    if schema.answers:
+        return {role for role, _ in schema.roles}
+    written = " ".join(text for _, expression, label in schema.steps for text in (expression, *label.values()))
+    return set(re.findall(r"{([A-Z])", written))
 
 
 def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> str:
@@ -38,6 +53,7 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
     if schema.wholes.get(language) and (not schema.facts or rng.random() < 0.3):
         return polished(pick(schema.wholes, roles, language, rng), language)
     sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
+    sentences = placed(sentences, language, rng)
     sentences, question = folded(sentences, pick(schema.asks, roles, language, rng), language, rng)
     place = rng.choice([0, len(sentences)])                      # never between a noun and its pronoun
     if schema.name.startswith("story") and rng.random() < 0.2:
@@ -56,12 +72,24 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
 def folded(sentences: list[str], question: str, language: str, rng: random.Random) -> tuple[list[str], str]:
     """Now and then, in English, the last fact as a part of the question: `If she buys 8 more, how many ...?`"""
     fact = re.sub(r"^(Then|But) ", "", sentences[-1]) if sentences else ""
-    whole = fact[-1:] == "." and not re.search(r"[.;?]", fact[:-1]) and not fact.startswith(("After", "When", "If"))
+    whole = fact[-1:] == "." and not re.search(r"[.;?]", fact[:-1]) and not fact.startswith(UNPLACED)
     if language != "en" or not whole or question.startswith("If ") or rng.random() >= 0.25:
         return sentences, question
-    if fact.split()[0] in BEGINNINGS:
-        fact = fact[0].lower() + fact[1:]
-    return sentences[:-1], f"If {fact[:-1]}, {question[0].lower()}{question[1:]}"
+    return sentences[:-1], f"If {inside(fact)[:-1]}, {question[0].lower()}{question[1:]}"
+
+
+def placed(sentences: list[str], language: str, rng: random.Random) -> list[str]:
+    """Now and then the first sentence says where, or when: `At the blick fair Tom bought 3 apples.`"""
+    if not sentences or sentences[0].startswith(UNPLACED) or rng.random() >= 0.12:
+        return sentences
+    new = invented(language, rng)
+    where = pick(rng.choice(schemas()["setting/"]).facts[0], {"w": new, "v": new.capitalize()}, language, rng)
+    return [where + inside(sentences[0]), *sentences[1:]]
+
+
+def inside(sentence: str) -> str:
+    """An English sentence as it stands behind other words of the same: a small letter, unless a name comes first."""
+    return sentence[0].lower() + sentence[1:] if sentence.split(maxsplit=1)[0] in BEGINNINGS else sentence
 
 
 def beside_the_point(person: Concept, topic: str, language: str, rng: random.Random) -> str:
@@ -132,25 +160,25 @@ def tell_chain(rng: random.Random, language: str, hard: bool) -> Exercise:
     frame, back, undo = rng.choice(schemas()["chain"]), rng.random() < 0.35, []
     told, hidden, end, ask_end, ask_start = frame.facts
     roles = draw(frame, rng, hard)
-    start = roles["n"]
-    sentences, steps = [pick(hidden if back else told, roles, language, rng)], []
+    start, names = roles["n"], renamed(roles, set(), rng)
+    sentences, steps = [pick(hidden if back else told, told_as(roles, names), language, rng)], []
     notes = ["?" if back else str(start)]
     told_before: set[Schema] = set()
     for _ in range(rng.randint(4, 5) if hard else rng.randint(2, 3)):
         schema, roles = draw_next("change/", rng, hard, roles, told_before)
         told_before.add(schema)
-        sentences.append(pick(schema.facts[0], roles, language, rng))
+        sentences.append(pick(schema.facts[0], told_as(roles, names), language, rng))
         last = [result for result, _, _ in schema.steps].index("r") + 1
         note, *lines = steps_of(schema.steps[:last], roles, language)
         notes, steps = [*notes, note], steps + lines
         undo = steps_of(schema.steps[last:], roles, language) + undo
         roles = {"A": roles["A"], "X": roles["X"], "n": roles["r"]}
     if back:
-        sentences.append(pick(end, roles, language, rng))
+        sentences.append(pick(end, told_as(roles, names), language, rng))
         notes, steps = [*notes, str(roles["n"])], undo
     if rng.random() < 0.1:
-        sentences.insert(0, beside_the_point(roles["A"], "", language, rng))
-    sentences.append(pick(ask_start if back else ask_end, roles, language, rng))
+        sentences.insert(0, beside_the_point(told_as(roles, names)["A"], "", language, rng))
+    sentences.append(pick(ask_start if back else ask_end, told_as(roles, names), language, rng))
     return joined(sentences, language), [spaced(", ", language).join(notes), *steps], str(start if back else roles["n"])
 
 
@@ -159,14 +187,14 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
     frame = rng.choice(schemas()["relations"])
     roles = draw(frame, rng, hard)
     told, ask_last, ask_all, ask_more = frame.facts
-    people, totals = [roles["A"]], [roles["n"]]
-    sentences = [pick(told, roles, language, rng)]
+    people, totals, names = [roles["A"]], [roles["n"]], renamed(roles, {"A"}, rng)     # the steps write who has what
+    sentences = [pick(told, told_as(roles, names), language, rng)]
     steps = steps_of([("", "n", {"en": "{A}", "zh": "{A}"})], roles, language)
     for _ in range(rng.randint(3, 4) if hard else rng.randint(1, 2)):
         given = {"A": people[-1], "X": roles["X"], "n": totals[-1]}
         given["B"] = rng.choice([person for person in choices("person") if person not in people])
         schema, drawn = draw_next("relation/", rng, hard, given, set())
-        sentences.append(pick(schema.facts[0], drawn, language, rng))
+        sentences.append(pick(schema.facts[0], told_as(drawn, names), language, rng))
         steps += steps_of(schema.steps, drawn, language)
         people.append(drawn["B"])
         totals.append(drawn["r"])
@@ -178,7 +206,7 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
     kind = rng.choice(("last", "all", "more" if totals[less] < totals[more] else "last"))
     question = {"last": ask_last, "all": ask_all, "more": ask_more}[kind]
     roles |= {"A": people[more], "B": people[less]} if kind == "more" else {"B": people[-1]}
-    sentences.append(pick(question, roles, language, rng))
+    sentences.append(pick(question, told_as(roles, names), language, rng))
     work, total = worked({"last": str(totals[-1]), "all": "+".join(map(str, totals)),
                           "more": f"{totals[more]}-{totals[less]}"}[kind])
     return joined(sentences, language), steps + work, str(total)

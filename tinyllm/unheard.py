@@ -1,0 +1,84 @@
+"""Names and things nobody has heard of, because a reader of word problems meets some in each.
+
+Who answers a question about 7 marbles but not one about 7 wugs has learnt the word and not the rule (the idea of the
+wug test, Berko 1958, doi:10.1080/00437956.1958.11659661). In: the people and things of a problem. Out: the same with
+other names. Used by telling.py; explained by tests/test_unheard.py.
+"""
+
+import functools
+import random
+from dataclasses import replace
+
+from tinyllm.lexicon import SMALL, TENS, Concept, concepts, data_lines, plural, plurals
+
+PEOPLE, THINGS = 0.35, 0.3                                       # share that is renamed
+RENAMED = {"fruit", "vegetable", "flower", "treat", "toy", "stationery", "keepsake", "reading", "clothing", "ware",
+           "dish", "staple", "bird", "waterbird", "swimmer", "crawler", "tree", "vehicle"}      # kinds of things
+NUMERALS = set("零一二两三四五六七八九十百千万半几多少每个")
+
+
+@functools.cache
+def parts(name: str, language: str) -> list[str]:
+    """The parts of words kept as `name` in problems_unheard.txt."""
+    rows = (line.split(": ") for line in data_lines("problems_unheard.txt"))
+    return next(items.replace("_", "").split(" ") for kind, items in rows if kind == f"{name} {language}")
+
+
+@functools.cache
+def characters() -> list[str]:
+    """What Chinese words for things are made of, without the numerals."""
+    return sorted({char for one in concepts().values() for char in one.chinese} - NUMERALS)
+
+
+def invented(language: str, rng: random.Random) -> str:
+    """A word of two or three syllables, or of two or three characters."""
+    if language == "zh":
+        return "".join(rng.sample(characters(), rng.choice((2, 2, 3))))
+    while True:
+        word = "".join(rng.choice(parts(part, "en")) for _ in range(rng.choice((1, 2, 2, 3))) for part in
+                       ("onset", "vowel")) + rng.choice(parts("coda", "en"))
+        if len(word) > 3 and word not in SMALL + TENS:
+            return word
+
+
+def person(one: Concept, rng: random.Random) -> Concept:
+    """`one` under another name; she remains she."""
+    sex = one.features["sex"][0]
+    english = rng.choice(parts(sex, "en")) if rng.random() < 0.8 else invented("en", rng).capitalize()
+    return replace(one, english=english, plural=english,
+                   chinese=rng.choice(parts("surname", "zh")) + rng.choice(parts(sex, "zh")))
+
+
+def thing(one: Concept, rng: random.Random) -> Concept:
+    """Something else that is counted as `one` is: blue pencils, dax pencils, wugs, Wugs."""
+    english, chinese, kind = invented("en", rng), invented("zh", rng), rng.random()
+    if kind < 0.3:
+        english = english.capitalize() if rng.random() < 0.3 else english
+        return replace(one, english=english, plural=plural(english), chinese=chinese)
+    if kind < 0.7:
+        english, chinese = rng.choice(parts("modifier", "en")), rng.choice(parts("modifier", "zh"))
+    return replace(one, english=f"{english} {one.english}", plural=f"{english} {plurals(one)}",
+                   chinese=chinese + one.chinese)
+
+
+def renamed(roles: dict, fixed: set[str], rng: random.Random) -> dict[Concept, Concept]:
+    """New names for some of the people and countable things in `roles`; those in `fixed` keep theirs."""
+    names = {}
+    for role, one in roles.items():
+        if role in fixed or not isinstance(one, Concept):
+            continue
+        human = "proper" in one.features and one.features.get("sex", [""])[0] in ("boy", "girl")      # no `the factory`
+        counted = one.kinds[0] in RENAMED and one.plural[:1] not in ("~", "=")
+        if rng.random() < (PEOPLE if human else THINGS if counted else 0):
+            new = (person if human else thing)(one, rng)
+            others = [names.get(other, other) for other in roles.values() if isinstance(other, Concept)
+                      and other != one]
+            if not any(a.english in b.english or a.chinese in b.chinese
+                       for other in others for a, b in ((new, other), (other, new))):
+                names[one] = new                                 # Ann and Hannah, or 红球 and 球, would confuse
+    return names
+
+
+def told_as(roles: dict, names: dict[Concept, Concept]) -> dict:
+    """`roles` under their new names."""
+    return {role: names.get(one, one) if isinstance(one, Concept) else one for role, one in roles.items()}
