@@ -260,8 +260,9 @@ pair-each (a+b)*k | meals (a+b)*k | absent-groups (n-a)/k | bad-bags (n-a)/k | j
 temperature a-b+c | start-two a+b+c | money-start a+b | more-to a-b | two-places a+b | large-rest a-b
 difference-year a-b | growth a+d | how-long t/a | together-each (a+b)*k | left-each (n-c)/k | sets n/k-p
 packs-price n/(k*m) | ratio-three n*b/(a+b+c) | ton k*1000-a-b | metres k*100-a | work-days a*d/e
-edges (s/12)*(s/12)*(s/12) | perimeter-ratio p*p*a*b/(4*(a+b)*(a+b)) | parallelogram l*h | spaces l*h/k
-hand-moves (b-a)*5 | whole-heavy a*k
+edges (s/12)*(s/12)*(s/12) | perimeter-ratio p*p*a*b/(4*(a+b)*(a+b)) | cents-sum (a+b)/100 | cents-more (a-b)/100
+cents-gap (a-b)/100 | cents-change n-b/100 | cents-times a*k/100 | cents-share a/(100*k) | tenths-sum (a+b)/10
+tenths-rest (a-b)/10 | tenths-times a*k/10 | parallelogram l*h | spaces l*h/k | hand-moves (b-a)*5 | whole-heavy a*k
 """
 
 
@@ -390,7 +391,9 @@ def stands(value, question, language):
     hidden = {"third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "两": 2}
     spelled += [word for word, meant in hidden.items() if meant == value]
     text = question.lower()
-    return bool(re.search(rf"(?<!\d){value}(?!\d)", text)) or any(word.lower() in text for word in spelled)
+    figures = {Fraction(figure) for figure in re.findall(r"\d+(?:\.\d+)?", text)}
+    units = (1, 10, 100) if re.search(r"\d\.\d", text) else (1,)      # 345 cents stand there as 3.45
+    return any(Fraction(value, unit) in figures for unit in units) or any(word.lower() in text for word in spelled)
 
 
 def test_a_probability_is_a_reduced_fraction_below_one(sample):

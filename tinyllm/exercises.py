@@ -117,12 +117,12 @@ def _multiply_columns(a: int, b: int) -> list[str]:
 def story(rng: random.Random, language: str, split: str) -> Exercise:
     """3: word problems: everyday scenes, longer stories, a chain of changes, or people compared in a row."""
     kind, hard = rng.random(), split == "harder"
-    share = {"harder": 0.3, "train": 0.17}.get(split, 0.12)      # both take long to learn: practised more often
+    share = {"harder": 0.3, "train": 0.14}.get(split, 0.12)      # both take long to learn: practised more often
     if kind < share:
         return tell_chain(rng, language, hard)
     if kind < 2 * share:
         return tell_relations(rng, language, hard)
-    told = _longer(schemas()["scene/" if rng.random() < 0.6 else "story/"], hard)
+    told = _longer(schemas()["scene/" if rng.random() < 0.7 else "story/"], hard)
     if rng.random() < 0.2:                                       # what may go on goes on: two relations in one problem
         return tell(rng.choice([schema for schema in told if schema.leaves]), rng, language, hard, longer=True)
     return tell(rng.choice(told), rng, language, hard)

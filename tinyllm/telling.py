@@ -34,7 +34,7 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
         sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
         sentences.append(pick(further.facts[schema.leaves == "all"], drawn, language, rng))
         question = pick(further.asks, drawn, language, rng)
-        sentences, question = folded(placed(sentences, language, rng), question, language, rng)
+        sentences, question = folded(together(placed(sentences, language, rng), language, rng), question, language, rng)
         steps += steps_of(further.steps, drawn, language)
         return joined([*sentences, question], language), steps, str(drawn["r"])
     return worded(schema, roles, rng, language), steps, answer_of(schema, roles, language, rng)
@@ -42,10 +42,14 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
 
 def fixed_in(schema: Schema) -> set[str]:
     """The roles of `schema` whose words the steps or the answer write again."""
-    if schema.answers:
-        return {role for role, _ in schema.roles}
     written = " ".join(text for _, expression, label in schema.steps for text in (expression, *label.values()))
-    return set(re.findall(r"{([A-Z])", written))
+    return set(re.findall(r"{([A-Z])", written)) | {role for texts in schema.answers.values() for role in slots(texts)}
+
+
+def slots(template: list) -> set[str]:
+    """The roles that a template names."""
+    return {role for part in template if type(part) is not str
+            for role in (slots(part) if type(part) is list else part[:1 if part[2] is not None else 2])}
 
 
 def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> str:
@@ -53,7 +57,7 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
     if schema.wholes.get(language) and (not schema.facts or rng.random() < 0.3):
         return polished(pick(schema.wholes, roles, language, rng), language)
     sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
-    sentences = placed(sentences, language, rng)
+    sentences = together(placed(sentences, language, rng), language, rng)
     sentences, question = folded(sentences, pick(schema.asks, roles, language, rng), language, rng)
     place = rng.choice([0, len(sentences)])                      # never between a noun and its pronoun
     if schema.name.startswith("story") and rng.random() < 0.2:
@@ -61,8 +65,10 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
     if schema.name.startswith("scene"):
         if rng.random() < 0.12:
             sentences.insert(place, aside(roles, language, rng))
-        if "A" in roles and rng.random() < 0.12:
+        if rng.random() < 0.15:
             sentences.insert(0, opening(roles, language, rng))
+        if rng.random() < 0.05:
+            sentences.append(pick(rng.choice(schemas()["remark/"]).facts[0], unheard_of(language, rng), language, rng))
     if sentences and rng.random() < 0.1:
         return joined([question, *sentences], language)
     text = joined([*sentences, question], language)
@@ -82,9 +88,17 @@ def placed(sentences: list[str], language: str, rng: random.Random) -> list[str]
     """Now and then the first sentence says where, or when: `At the blick fair Tom bought 3 apples.`"""
     if not sentences or sentences[0].startswith(UNPLACED) or rng.random() >= 0.12:
         return sentences
-    new = invented(language, rng)
-    where = pick(rng.choice(schemas()["setting/"]).facts[0], {"w": new, "v": new.capitalize()}, language, rng)
+    where = pick(rng.choice(schemas()["setting/"]).facts[0], unheard_of(language, rng), language, rng)
     return [where + inside(sentences[0]), *sentences[1:]]
+
+
+def together(sentences: list[str], language: str, rng: random.Random) -> list[str]:
+    """Now and then two English sentences as one: `Tom had 3 apples, and he bought 4 more.`"""
+    if language != "en" or len(sentences) < 2 or rng.random() >= 0.15 or sentences[1].startswith(UNPLACED):
+        return sentences
+    second = re.sub(r"^(Then|But|And) ", "", sentences[1])
+    link = rng.choice((", and ", " and ", "; ", ", then ")) if second == sentences[1] else ", and then "
+    return [sentences[0][:-1] + link + inside(second), *sentences[2:]] if sentences[0][-1] == "." else sentences
 
 
 def inside(sentence: str) -> str:
@@ -110,9 +124,15 @@ def aside(roles: dict, language: str, rng: random.Random) -> str:
 
 def opening(roles: dict, language: str, rng: random.Random) -> str:
     """A sentence without numbers to begin with, about those in `roles`."""
-    schema = rng.choice(schemas()["intro/"])
-    known = {role: roles[role] for role in ("A", "X") if role in roles and role in dict(schema.roles)}
-    return pick(schema.facts[0], draw(schema, rng, given=known), language, rng)
+    schema = rng.choice([schema for schema in schemas()["intro/"] if all(role in roles for role, _ in schema.roles)])
+    known = {role: roles[role] for role, _ in schema.roles}
+    return pick(schema.facts[0], known | unheard_of(language, rng), language, rng)
+
+
+def unheard_of(language: str, rng: random.Random) -> dict[str, str]:
+    """A word nobody has heard of, as a word and as a name."""
+    new = invented(language, rng)
+    return {"w": new, "v": new.capitalize()}
 
 
 def steps_of(steps: list, roles: dict, language: str) -> list[str]:
