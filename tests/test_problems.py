@@ -255,14 +255,18 @@ per-day-left (a-b)/k | price-of-one (a-b)/k | average-missing 3*m-a-b | times-ne
 around n/l | per-minute 60*v | number-minus c+b | number-plus n-b | number-times n/k | number-over a*k
 in-boxes a*k | cost-of p*k | after-giving a-b | after-getting a+b | deed-in a*k | three-people a+b+c | third-part n-a-b
 third-sum m-a-b
-in-packs n/k | each-time-list a+b+c | three-kinds a+b+c | three-kinds-rest n-a-b | still-needed n-a-b
-pair-each (a+b)*k | meals (a+b)*k | absent-groups (n-a)/k | bad-bags (n-a)/k | joined-groups (a+b)/k | lives a-b+c
-temperature a-b+c | start-two a+b+c | money-start a+b | more-to a-b | two-places a+b | large-rest a-b
-difference-year a-b | growth a+d | how-long t/a | together-each (a+b)*k | left-each (n-c)/k | sets n/k-p
-packs-price n/(k*m) | ratio-three n*b/(a+b+c) | ton k*1000-a-b | metres k*100-a | work-days a*d/e
-edges (s/12)*(s/12)*(s/12) | perimeter-ratio p*p*a*b/(4*(a+b)*(a+b)) | cents-sum (a+b)/100 | cents-more (a-b)/100
-cents-gap (a-b)/100 | cents-change n-b/100 | cents-times a*k/100 | cents-share a/(100*k) | tenths-sum (a+b)/10
-tenths-rest (a-b)/10 | tenths-times a*k/10 | parallelogram l*h | spaces l*h/k | hand-moves (b-a)*5 | whole-heavy a*k
+amounts a+b | amounts-three a+b+c | amounts-rest a-b | amounts-more a-b | amounts-gap a-b | amounts-each a*k
+rows-seats a*k | holders-kinds (a+b)*k | needed-up (n-n%k)/k+1 | trip-up (n-n%k)/k+1 | tickets a*p+b*q
+bills n-a*p-b*q | saving n+k*m | two-legs v*h+w*g | share-gap a/k-b/m | times-more a*k-a | units-100 k*100+a
+units-1000 k*1000+a | units-60 k*60+a | discount-tenths n*k/10 | in-packs n/k | each-time-list a+b+c
+three-kinds a+b+c | three-kinds-rest n-a-b | still-needed n-a-b | pair-each (a+b)*k | meals (a+b)*k
+absent-groups (n-a)/k | bad-bags (n-a)/k | joined-groups (a+b)/k | lives a-b+c | temperature a-b+c | start-two a+b+c
+money-start a+b | more-to a-b | two-places a+b | large-rest a-b | difference-year a-b | growth a+d | how-long t/a
+together-each (a+b)*k | left-each (n-c)/k | sets n/k-p | packs-price n/(k*m) | ratio-three n*b/(a+b+c)
+ton k*1000-a-b | metres k*100-a | work-days a*d/e | edges (s/12)*(s/12)*(s/12)
+perimeter-ratio p*p*a*b/(4*(a+b)*(a+b)) | cents-sum (a+b)/100 | cents-more (a-b)/100 | cents-gap (a-b)/100
+cents-change n-b/100 | cents-times a*k/100 | cents-share a/(100*k) | tenths-sum (a+b)/10 | tenths-rest (a-b)/10
+tenths-times a*k/10 | parallelogram l*h | spaces l*h/k | hand-moves (b-a)*5 | whole-heavy a*k
 """
 
 
