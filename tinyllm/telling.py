@@ -41,15 +41,9 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
 
 
 def fixed_in(schema: Schema) -> set[str]:
-    """The roles of `schema` whose words the steps or the answer write again."""
+    """The roles of `schema` whose words the steps write again."""
     written = " ".join(text for _, expression, label in schema.steps for text in (expression, *label.values()))
-    return set(re.findall(r"{([A-Z])", written)) | {role for texts in schema.answers.values() for role in slots(texts)}
-
-
-def slots(template: list) -> set[str]:
-    """The roles that a template names."""
-    return {role for part in template if type(part) is not str
-            for role in (slots(part) if type(part) is list else part[:1 if part[2] is not None else 2])}
+    return set(re.findall(r"{([A-Z])", written))
 
 
 def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> str:

@@ -75,7 +75,7 @@ def renamed(roles: dict, fixed: set[str], rng: random.Random) -> dict[Concept, C
                       and other != one]
             if not any(a.english in b.english or a.chinese in b.chinese
                        for other in others for a, b in ((new, other), (other, new))):
-                names[one] = new                                 # Ann and Hannah, or 红球 and 球, would confuse
+                names[one] = new                                 # Lou and Louis, or 球 and 红球, would confuse
     return names
 
 
