@@ -24,7 +24,7 @@ class GrowConfig(ModelConfig):
     gradients reach what they write, and training brings them in (Chen et al. 2015, "Net2Net", arXiv:1511.05641). The
     vocabulary stays that of the smaller model. Examples:
       python -m tinyllm.grow --init checkpoints/nano
-      python -m tinyllm.cot_sft --init checkpoints/grown --out checkpoints/base --muon-lr 0.003 --lr 0.0015 --dropout 0
+      python -m tinyllm.cot_sft --init checkpoints/grown --out checkpoints/base --muon-lr 0.0004 --lr 0.0002 --dropout 0
     """
 
     preset: str = opt("base", "shape of the larger model; single flags such as --n-layers win over it",
