@@ -32,7 +32,7 @@ def exact(text, **letters):
             return OPERATORS[type(node.op)](walk(node.left), walk(node.right))
         if isinstance(node, ast.UnaryOp):
             return -walk(node.operand)
-        return letters[node.id] if isinstance(node, ast.Name) else node.value
+        return letters[node.id] if isinstance(node, ast.Name) else Fraction(str(node.value))
     return walk(ast.parse(re.sub(r"(?<=\d)(?=[a-z(])", "*", text.strip()), mode="eval").body)
 
 
@@ -60,7 +60,7 @@ def of(sample, family, split=None):
 
 def equalities(step):
     """The sides of a step `label: a+b=c`, if all of it is numbers."""
-    found = re.search(r"(?:^|[:：] ?)(-?[\d(][-+*/()\d]*)=(-?\d+(?:/\d+)?)$", step)
+    found = re.search(r"(?:^|[:：] ?)(-?[\d(][-+*/().\d]*)=(-?\d+(?:[/.]\d+)?)$", step)
     return found.groups() if found else None
 
 
@@ -290,6 +290,8 @@ def test_a_word_problem_means_what_its_steps_compute():
                 question, steps, final = tell(schema, random.Random(seed), language, hard=seed > 3)
                 numbers = {role: value for role, value in roles.items() if role.islower()}
                 assert Fraction(final) == exact(formula, **numbers), (schema.name, question)
+                for sides in filter(None, map(equalities, steps)):
+                    assert exact(sides[0]) == exact(sides[1]), (schema.name, sides)
                 letters = set(re.findall("[a-z]", formula))
                 for letter in letters:
                     assert stands(roles[letter], question, language), (letter, roles[letter], question)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tinyllm import unheard
+from tinyllm import telling, unheard
 from tinyllm.lexicon import LANGUAGES, SMALL, TENS, word
 from tinyllm.telling import UNPLACED, fixed_in, inside, placed, tell, together
 from tinyllm.wordings import choices, draw, schemas
@@ -42,6 +42,28 @@ def test_what_the_steps_write_again_keeps_its_name(monkeypatch):
         kept += len(fixed_in(schema))
         assert not any(roles[role] in names for role in fixed_in(schema))
     assert kept
+
+
+def test_a_story_that_goes_on_keeps_the_new_names(monkeypatch):
+    """What are wugs in the first sentence are wugs in the last; and wugs go on in all the ways that pencils do."""
+    rename(monkeypatch, 1.0)
+    further, new, seen = set(), 0, telling.draw_next
+
+    def draw_next(*args):
+        schema, roles = seen(*args)
+        further.add(schema.name)
+        return schema, roles
+
+    monkeypatch.setattr(telling, "draw_next", draw_next)
+    monkeypatch.setattr(unheard, "thing", lambda one, rng: replace(one, english="wug", plural="wugs", chinese="乌格"))
+    for schema in (schema for schema in schemas()["scene/"] if schema.leaves and "X" in dict(schema.roles)):
+        for seed in range(30):
+            thing = draw(schema, random.Random(seed))["X"]
+            if thing.kinds[0] in unheard.RENAMED and thing.plural[:1] not in ("~", "="):
+                question, _, _ = tell(schema, random.Random(seed), "en", longer=True)
+                assert not re.search(rf"\b{word(thing, 's', 'en', None)}\b", question), question
+                new += "wugs" in question
+    assert new > 100 and {"next/holder", "next/share", "next/price"} <= further
 
 
 def test_two_names_never_stand_in_each_other(monkeypatch):

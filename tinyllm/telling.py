@@ -25,19 +25,19 @@ UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On 
 def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: bool = False) -> Exercise:
     """(question, steps, answer) of one drawing of `schema`; `longer`: one that can go on does."""
     roles = draw(schema, rng, hard)
-    names, drawn_as = renamed(roles, fixed_in(schema), rng), roles
-    roles, steps = told_as(roles, names), steps_of(schema.steps, roles, language)
+    names = renamed(roles, fixed_in(schema), rng)
+    told, steps = told_as(roles, names), steps_of(schema.steps, roles, language)
     if schema.leaves and longer:
-        given = {role: drawn_as[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
+        given = {role: roles[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
         further, drawn = draw_next("next/" if schema.name.startswith("scene") else "then/", rng, hard, given, set())
         drawn = told_as(drawn, names)
-        sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
+        sentences = [pick(fact, told, language, rng) for fact in schema.facts]
         sentences.append(pick(further.facts[schema.leaves == "all"], drawn, language, rng))
         question = pick(further.asks, drawn, language, rng)
         sentences, question = folded(together(placed(sentences, language, rng), language, rng), question, language, rng)
         steps += steps_of(further.steps, drawn, language)
         return joined([*sentences, question], language), steps, str(drawn["r"])
-    return worded(schema, roles, rng, language), steps, answer_of(schema, roles, language, rng)
+    return worded(schema, told, rng, language), steps, answer_of(schema, told, language, rng)
 
 
 def fixed_in(schema: Schema) -> set[str]:

@@ -10,10 +10,10 @@ import random
 from dataclasses import replace
 
 from tinyllm.lexicon import SMALL, TENS, Concept, concepts, data_lines, plural, plurals
+from tinyllm.wordings import OWNED
 
 PEOPLE, THINGS = 0.35, 0.3                                       # share that is renamed
-RENAMED = {"fruit", "vegetable", "flower", "treat", "toy", "stationery", "keepsake", "reading", "clothing", "ware",
-           "dish", "staple", "bird", "waterbird", "swimmer", "crawler", "tree", "vehicle"}      # kinds of things
+RENAMED = {*OWNED, "dish", "staple", "bird", "waterbird", "swimmer", "crawler", "tree", "vehicle"}     # kinds of things
 NUMERALS = set("零一二两三四五六七八九十百千万半几多少每个")
 
 
@@ -81,4 +81,4 @@ def renamed(roles: dict, fixed: set[str], rng: random.Random) -> dict[Concept, C
 
 def told_as(roles: dict, names: dict[Concept, Concept]) -> dict:
     """`roles` under their new names."""
-    return {role: names.get(one, one) if isinstance(one, Concept) else one for role, one in roles.items()}
+    return {role: names.get(one, one) for role, one in roles.items()}

@@ -22,8 +22,7 @@ FILES = ("problems_stories.txt", "problems_scenes.txt", "problems_school.txt", "
 MONEY = {"$": "dollar", "£": "pound", "dollar": "dollar", "yuan": "yuan", "euro": "euro", "coin": "coin"}
 OWNED = ("fruit", "vegetable", "flower", "treat", "toy", "stationery", "keepsake", "reading", "clothing", "ware")
 FRACTIONS = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth"}
-HUNDREDTHS = {"c.": lambda cents: f"{cents / 100:g}", "p.": lambda cents: f"{cents / 100:.2f}",     # 3.5, 3.50
-              "t.": lambda tenths: f"{tenths / 10:g}"}
+PLACES = {"c.": 2, "p.": 2, "t.": 1}                             # behind the point: {a.c} of 350 is 3.5, {a.p} 3.50
 NO_CHOICE = random.Random(0)                                     # for templates without choices
 
 
@@ -227,8 +226,9 @@ def say(template: list, roles: dict, language: str, rng: random.Random, words: f
             value = roles[role]
             if plain is None:
                 parts.append(quantity(value, roles[path], language, rng, words))
-            elif path in HUNDREDTHS:                             # 345 cents: 3.45
-                parts.append(HUNDREDTHS[path](value))
+            elif path in PLACES:                                 # 345 cents: 3.45
+                figure = f"{value / 10 ** PLACES[path]:.{PLACES[path]}f}"
+                parts.append(figure if path == "p." else figure.rstrip("0").rstrip("."))
             elif path in ("th.", "w."):                          # one third, 三分之一
                 parts.append(FRACTIONS[value] if path == "th." else number(value, language))
             elif isinstance(value, (int, Fraction)):
