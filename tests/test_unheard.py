@@ -94,16 +94,16 @@ def test_she_stays_she_and_what_is_counted_is_counted_alike():
 
 
 def test_where_it_happens_changes_nothing_else():
-    """`At the blick fair Tom had 3 apples`: an unknown word more, but no number, and nothing that says where twice."""
+    """`At the blick fair Tom had 3 apples`: an unknown word more, or a number of days, and nothing says where twice."""
     always = random.Random(0)
     always.random = lambda: 0.0
     assert inside("There are 3 cats.") == "there are 3 cats." and inside("Tom has 3 cats.") == "Tom has 3 cats."
     for seed in range(30):
         always.seed(seed)
         first, second = placed(["There are 3 cats.", "They sleep."], "en", always)
-        assert first.endswith(" there are 3 cats.") and second == "They sleep." and re.findall(r"\d+", first) == ["3"]
+        assert first.endswith(" there are 3 cats.") and second == "They sleep." and len(first) > 20
         first, = placed(["汤姆有3只猫。"], "zh", always)
-        assert first.endswith("，汤姆有3只猫。") and not set(first[:-8]) & (unheard.NUMERALS - {"个", "一"})
+        assert re.fullmatch("[^，。]+，汤姆有3只猫。", first), first
     assert placed(["In the park there are 3 cats."], "en", always) == ["In the park there are 3 cats."]
     assert all(placed([start + "3."], "en", always) == [start + "3."] for start in UNPLACED)
 

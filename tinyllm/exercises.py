@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable
 
+from tinyllm.accounts import tell_account
 from tinyllm.arithmetic import rewritten, value_of, worked
 from tinyllm.grammar import polished
 from tinyllm.lexicon import name, word
@@ -115,13 +116,15 @@ def _multiply_columns(a: int, b: int) -> list[str]:
 # ---- 3, 4, 5, 6: problems that are all data ------------------------------------------------------------------------
 
 def story(rng: random.Random, language: str, split: str) -> Exercise:
-    """3: word problems: everyday scenes, longer stories, a chain of changes, or people compared in a row."""
+    """3: word problems: everyday scenes, longer stories, accounts, a chain of changes, or people compared in a row."""
     kind, hard = rng.random(), split == "harder"
-    share = {"harder": 0.3, "train": 0.14}.get(split, 0.12)      # both take long to learn: practised more often
+    share = {"harder": 0.24, "train": 0.12}.get(split, 0.1)      # both take long to learn: practised more often
     if kind < share:
         return tell_chain(rng, language, hard)
     if kind < 2 * share:
         return tell_relations(rng, language, hard)
+    if kind < 2 * share + 0.18:
+        return tell_account(rng, language, hard)
     told = _longer(schemas()["scene/" if rng.random() < 0.7 else "story/"], hard)
     if rng.random() < 0.2:                                       # what may go on goes on: two relations in one problem
         return tell(rng.choice([schema for schema in told if schema.leaves]), rng, language, hard, longer=True)

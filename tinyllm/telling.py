@@ -14,12 +14,13 @@ from tinyllm.unheard import invented, renamed, told_as
 from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
 
 Exercise = tuple[str, list[str], str]                             # question, steps, answer
-BEGINNINGS = {"A", "All", "An", "Another", "Each", "Every", "Half", "He", "In", "It", "Of", "On", "One", "She", "Some",
-              "The", "There", "They", "Those", "Three", "Two", "With"}     # of sentences, and no names
+BEGINNINGS = {"A", "All", "Altogether", "An", "Another", "Each", "Every", "Half", "He", "In", "It", "Later", "Now",
+              "Of", "On", "One", "She", "Some", "Soon", "That", "The", "There", "They", "Those", "Three", "Together",
+              "Two", "We", "With"}                                # of sentences, and no names
 # First words of sentences that already say where or when.
 UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On ", "When ", "While ", "Last ", "Next ",
-            "This ", "To ", "With ", "Yesterday", "Today", "在", "从", "当", "如果", "上", "下", "早", "昨", "今",
-            "去")
+            "This ", "To ", "With ", "Altogether", "Together", "Later ", "Now ", "Soon ", "Yesterday", "Today", "在",
+            "从", "当", "如果", "上", "下", "早", "昨", "今", "去")
 
 
 def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: bool = False) -> Exercise:
@@ -29,15 +30,21 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
     told, steps = told_as(roles, names), steps_of(schema.steps, roles, language)
     if schema.leaves and longer:
         given = {role: roles[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
-        further, drawn = draw_next("next/" if schema.name.startswith("scene") else "then/", rng, hard, given, set())
-        drawn = told_as(drawn, names)
-        sentences = [pick(fact, told, language, rng) for fact in schema.facts]
-        sentences.append(pick(further.facts[schema.leaves == "all"], drawn, language, rng))
-        question = pick(further.asks, drawn, language, rng)
-        sentences, question = folded(together(placed(sentences, language, rng), language, rng), question, language, rng)
+        further, drawn = draw_next("next/", rng, hard, given, set())
+        sentences, question = going_on([pick(fact, told, language, rng) for fact in schema.facts], further,
+                                       schema.leaves == "left", told_as(drawn, names), language, rng)
         steps += steps_of(further.steps, drawn, language)
-        return joined([*sentences, question], language), steps, str(drawn["r"])
+        return running(sentences, question, around(told, language, rng), language, rng), steps, str(drawn["r"])
     return worded(schema, told, rng, language), steps, answer_of(schema, told, language, rng)
+
+
+def going_on(sentences: list[str], further: Schema, left: bool, roles: dict, language: str,
+             rng: random.Random) -> tuple[list[str], str]:
+    """The sentences, what becomes of the rest (`left`) or of all of them, and the new question. Where it can be said
+    of any of them, `One box holds 6`, it may come first."""
+    if further.facts[2:] and rng.random() < 0.4:
+        return [pick(further.facts[2], roles, language, rng), *sentences], pick(further.asks, roles, language, rng)
+    return [*sentences, pick(further.facts[not left], roles, language, rng)], pick(further.asks, roles, language, rng)
 
 
 def fixed_in(schema: Schema) -> set[str]:
@@ -51,22 +58,35 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
     if schema.wholes.get(language) and (not schema.facts or rng.random() < 0.3):
         return polished(pick(schema.wholes, roles, language, rng), language)
     sentences = [pick(fact, roles, language, rng) for fact in schema.facts]
-    sentences = together(placed(sentences, language, rng), language, rng)
-    sentences, question = folded(sentences, pick(schema.asks, roles, language, rng), language, rng)
-    place = rng.choice([0, len(sentences)])                      # never between a noun and its pronoun
+    idle = around(roles, language, rng) if schema.name.startswith("scene") else ([], [])
     if schema.name.startswith("story") and rng.random() < 0.2:
-        sentences.insert(place, beside_the_point(roles["A"], schema.name, language, rng))
-    if schema.name.startswith("scene"):
-        if rng.random() < 0.12:
-            sentences.insert(place, aside(roles, language, rng))
-        if rng.random() < 0.15:
-            sentences.insert(0, opening(roles, language, rng))
-        if rng.random() < 0.05:
-            sentences.append(pick(rng.choice(schemas()["remark/"]).facts[0], unheard_of(language, rng), language, rng))
+        rng.choice(idle).append(beside_the_point(roles["A"], schema.name, language, rng))
+    return running(sentences, pick(schema.asks, roles, language, rng), idle, language, rng)
+
+
+def running(sentences: list[str], question: str, idle: tuple[list[str], list[str]], language: str,
+            rng: random.Random) -> str:
+    """Sentences and question as running text, between the `idle` ones, never among them: a noun and its pronoun stay
+    together. Now and then the question comes first, or Chinese sentences are joined by commas."""
+    sentences = together(placed(sentences, language, rng), language, rng)
+    sentences, question = folded(sentences, question, language, rng)
+    sentences = [*idle[0], *sentences, *idle[1]]
     if sentences and rng.random() < 0.1:
         return joined([question, *sentences], language)
     text = joined([*sentences, question], language)
     return text[:-1].replace("。", "，") + text[-1] if language == "zh" and rng.random() < 0.5 else text
+
+
+def around(roles: dict, language: str, rng: random.Random) -> tuple[list[str], list[str]]:
+    """Sentences that do not matter: some to stand before a problem about `roles`, some behind it."""
+    idle: tuple[list[str], list[str]] = ([], [])
+    if rng.random() < 0.12:
+        rng.choice(idle).append(aside(roles, language, rng))
+    if rng.random() < 0.15:
+        idle[0].insert(0, opening(roles, language, rng))
+    if rng.random() < 0.05:
+        idle[1].append(pick(rng.choice(schemas()["remark/"]).facts[0], unheard_of(language, rng), language, rng))
+    return idle
 
 
 def folded(sentences: list[str], question: str, language: str, rng: random.Random) -> tuple[list[str], str]:
@@ -82,7 +102,8 @@ def placed(sentences: list[str], language: str, rng: random.Random) -> list[str]
     """Now and then the first sentence says where, or when: `At the blick fair Tom bought 3 apples.`"""
     if not sentences or sentences[0].startswith(UNPLACED) or rng.random() >= 0.12:
         return sentences
-    where = pick(rng.choice(schemas()["setting/"]).facts[0], unheard_of(language, rng), language, rng)
+    setting = rng.choice(schemas()["setting/"])
+    where = pick(setting.facts[0], draw(setting, rng, given=unheard_of(language, rng)), language, rng)
     return [where + inside(sentences[0]), *sentences[1:]]
 
 
