@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import pytest
 
-from tinyllm import exercises, problems, reading
+from tinyllm import exercises, problems, reading, telling
 from tinyllm.arithmetic import in_digits, operation, rewritten
 from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.overlap import overlap, shape
@@ -355,6 +355,28 @@ def test_what_comes_next_computes_with_the_result_of_what_came_before():
             assert roles["r"] == exact(formulas[name], **numbers), schema.name
             told = pick(schema.facts[kind], roles, language, rng)
             assert all(stands(roles[letter], told, language) for letter in set("bkmp") & set(formulas[name])), told
+
+
+def test_what_several_have_together_may_be_sold_packed_or_shared(monkeypatch):
+    """Comparisons, then the sum of all, then one relation more: `Ann has 3, Ben twice as many; each costs 5`."""
+    formulas, went_on, original = solutions(NEXT), [], telling.draw_next
+
+    def recorded(name, *arguments):
+        schema, roles = original(name, *arguments)
+        went_on.extend([(schema.name.split("/")[1], roles)] if name == "next/" else [])
+        return schema, roles
+
+    monkeypatch.setattr(telling, "draw_next", recorded)
+    met = set()
+    for seed, language in itertools.product(range(300), LANGUAGES):
+        went_on.clear()
+        question, steps, final = telling.tell_relations(random.Random(seed), language, False)
+        for kind, roles in went_on:
+            assert Fraction(final) == exact(formulas[kind], **{key: n for key, n in roles.items() if key.islower()})
+            sums = [sides[1] for sides in filter(None, map(equalities, steps))]
+            assert str(roles["n"]) in sums and equalities(steps[-1])[1] == final, question
+            met.add(kind)
+    assert len(met) > 8, met
 
 
 def test_a_fact_may_be_part_of_the_question():

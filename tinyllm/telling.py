@@ -4,6 +4,7 @@ In: a schema and a random generator. Out: an exercise: a story, a chain of chang
 Explained by tests/test_problems.py.
 """
 
+import contextlib
 import random
 import re
 
@@ -241,10 +242,16 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
     kind = rng.choice(("last", "all", "more" if totals[less] < totals[more] else "last"))
     question = {"last": ask_last, "all": ask_all, "more": ask_more}[kind]
     roles |= {"A": people[more], "B": people[less]} if kind == "more" else {"B": people[-1]}
-    sentences.append(pick(question, told_as(roles, names), language, rng))
+    asked = pick(question, told_as(roles, names), language, rng)
     work, total = worked({"last": str(totals[-1]), "all": "+".join(map(str, totals)),
                           "more": f"{totals[more]}-{totals[less]}"}[kind])
-    return joined(sentences, language), steps + work, str(total)
+    steps += work
+    if kind == "all" and rng.random() < 0.3:                     # what becomes of all of them
+        with contextlib.suppress(AssertionError):                # 17 are not shared out evenly
+            further, drawn = draw_next("next/", rng, hard, {"X": roles["X"], "n": total}, set())
+            sentences, asked = going_on(sentences, further, False, told_as(drawn, names), language, rng)
+            steps, total = steps + steps_of(further.steps, drawn, language), drawn["r"]
+    return joined([*sentences, asked], language), steps, str(total)
 
 
 def listed(items: list[str], language: str) -> str:

@@ -207,7 +207,7 @@ def _solve(schema: Schema, roles: dict) -> bool:
     for result, expression, _ in schema.steps:
         if result and expression[0] != "'":
             value = roles[result] = value_of(expression, roles)
-            if value <= 0 or value > 99999 or (isinstance(value, Fraction) and not schema.name.startswith("chance")):
+            if value <= 0 or value > 999999 or (isinstance(value, Fraction) and not schema.name.startswith("chance")):
                 return False
     return True
 
