@@ -17,7 +17,7 @@ from tinyllm.wordings import Scene, Schema, choices, draw, draw_next, pick, say,
 LABELS = {"start": "开始", "more": "增加", "less": "减少", "now": "现在", "left": "剩下", "before": "之前",
           "first": "第一", "second": "第二", "third": "第三", "so far": "前两个", "in all": "一共", "rest": "其余",
           "difference": "相差"}
-TOPS = (12, 20, 60, 60, 100, 600, 6000)                               # largest numbers of an account
+TOPS = (12, 20, 60, 60, 100, 600, 6000)                          # largest numbers of an account
 
 
 @dataclass(eq=False)

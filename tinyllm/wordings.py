@@ -36,7 +36,8 @@ class Schema:
     roles: list[tuple[str, str]]                                 # ("A", "child"), ("a", "3..9"), ("b", "a*2")
     steps: list[tuple[str, str, dict]] = field(default_factory=list)     # result, expression, label by language
     needs: list[str] = field(default_factory=list)               # conditions such as `a<b`
-    leaves: str = ""                                             # "left" or "all": the story may go on from its result
+    leaves: str = ""                                             # "left" or "all": the story may go on from its result;
+                                                                 # of an account: the letters that have a number
     facts: list[dict] = field(default_factory=list)              # - sentences, in order
     asks: dict = field(default_factory=dict)                     # ? the question
     wholes: dict = field(default_factory=dict)                   # * facts and question in one
