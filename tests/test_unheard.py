@@ -101,7 +101,8 @@ def test_where_it_happens_changes_nothing_else():
     for seed in range(30):
         always.seed(seed)
         first, second = placed(["There are 3 cats.", "They sleep."], "en", always)
-        assert first.endswith(" there are 3 cats.") and second == "They sleep." and len(first) > 20
+        assert re.fullmatch(r"[^.?!]*[a-z,] there are 3 cats\.", first) and second == "They sleep.", first
+        assert len(re.findall(r"\d+", first)) <= 2, first
         first, = placed(["汤姆有3只猫。"], "zh", always)
         assert re.fullmatch("[^，。]+，汤姆有3只猫。", first), first
     assert placed(["In the park there are 3 cats."], "en", always) == ["In the park there are 3 cats."]

@@ -5,7 +5,6 @@ to choose. In: the sentences of problems_accounts.txt. Out: an exercise. Used by
 tests/test_accounts.py.
 """
 
-import contextlib
 import random
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from tinyllm.telling import Exercise, around, going_on, running, steps_of
 from tinyllm.unheard import renamed, told_as
 from tinyllm.wordings import Scene, Schema, choices, draw, draw_next, pick, say, schemas
 
+Lines = list[tuple[str, str]]                                    # label, expression
 LABELS = {"start": "开始", "more": "增加", "less": "减少", "now": "现在", "left": "剩下", "before": "之前",
           "first": "第一", "second": "第二", "third": "第三", "so far": "前两个", "in all": "一共", "rest": "其余",
           "difference": "相差"}
@@ -23,7 +23,7 @@ TOPS = (12, 20, 60, 60, 100, 600, 6000)                          # largest numbe
 @dataclass(eq=False)
 class Entry:
     """Somebody or something with a number: what it was at first, and what came and went since."""
-    owner: object                                                # a concept, a row of a table, or words
+    owner: object                                                # a concept, or words
     start: int
     changes: list[int] = field(default_factory=list)
 
@@ -31,8 +31,8 @@ class Entry:
     def now(self) -> int:
         return self.start + sum(self.changes)
 
-    def lines(self, name: str) -> list[tuple[str, str]]:
-        """(label, expression) of the number now; `name` is its label where nothing has changed."""
+    def lines(self, name: str) -> Lines:
+        """The number now; `name` is its label where nothing has changed."""
         lines, number = [("start" if self.changes else name, f"{self.start}")], self.start
         for change in self.changes:
             sign, size, result = ("+", "more", "now") if change > 0 else ("-", "less", "left")
@@ -45,30 +45,36 @@ class Account:
     """What is told: the roles of a frame, three entries of which some are used, and the sentences so far."""
 
     def __init__(self, frame: Schema, rng: random.Random, language: str, hard: bool):
-        self.kind, self.letters, self.rng, self.language = frame.name.split("/")[1], frame.leaves, rng, language
-        self.roles, self.sentences = draw(frame, rng), []
-        self.top = rng.choice(TOPS) * (4 if hard else 1)
-        owners = self._owners(dict(frame.roles)[self.letters[0]])
+        self.name, self.letters, self.rng, self.language = frame.name.split("/")[1], frame.leaves, rng, language
+        self.top, self.sentences, owners = rng.choice(TOPS) * (4 if hard else 1), [], []
+        while len(owners) < 3:
+            self.roles = draw(frame, rng)
+            owners = self._owners(dict(frame.roles)[self.letters[0]])
         self.entries = [Entry(owner, rng.randint(2, self.top)) for owner in owners]
         self.told: list[Entry] = []
         self.names = renamed(self.roles | dict(zip(self.letters, owners)), set(), rng)
 
     def _owners(self, spec: str) -> list:
-        """Three of those that `spec` names: people, kinds of things, rows of a table, or the columns of one row."""
+        """Three of those that `spec` names, if there are: people, kinds of things, or the columns of a row.
+
+        Kinds are such as exclude each other and are counted alike: no pupils beside children, no litres beside metres.
+        """
         drawn = self.roles.pop(self.letters[0])
-        if isinstance(drawn, Scene) and "third" in drawn.cells[self.language]:
+        if isinstance(drawn, Scene):                             # first, second, third
             return [say(cell, {}, self.language, self.rng) for cell in drawn.cells[self.language].values()]
         row = self.roles.get(spec)
-        return self.rng.sample(choices(row.things if row else spec), 3)
+        options = [one for one in choices(row.things if row else spec)
+                   if " of " not in one.english and one.kinds[0] not in ("crowd", "rider")]
+        return self.rng.sample(options, min(3, len(options)))
 
     def can(self, *kinds: str) -> bool:
         """Whether this frame has sentences of these kinds."""
-        return all(f"{self.kind}/{kind}" in schemas() for kind in kinds)
+        return all(f"{self.name}/{kind}" in schemas() for kind in kinds)
 
     def tell(self, kind: str, *entries: Entry, **numbers: int) -> str:
         """A sentence of the kind; the first of `entries` is its {A} (or {X}, {T}), the next its {B}."""
         given = self.roles | dict(zip(self.letters, [entry.owner for entry in entries])) | numbers
-        schema, owners = self.rng.choice(schemas()[f"{self.kind}/{kind}"]), [entry.owner for entry in self.entries]
+        schema, owners = self.rng.choice(schemas()[f"{self.name}/{kind}"]), [entry.owner for entry in self.entries]
         while True:
             roles = draw(schema, self.rng, given=given)
             if not any(roles[role] in owners for role in roles.keys() - given.keys()):      # a friend without a number
@@ -85,10 +91,10 @@ class Account:
 
     def change(self, entry: Entry) -> None:
         """Something comes or goes, or is given to another whose number is known."""
-        others, kind = [other for other in self.told if other is not entry], self.rng.random()
+        others, chance = [other for other in self.told if other is not entry], self.rng.random()
         b = self.rng.randint(1, entry.now - 1) if entry.now > 2 else 0
-        if kind < 0.55 and b:
-            gift = bool(others) and self.can("gift") and kind < 0.12
+        if chance < 0.55 and b:
+            gift = bool(others) and self.can("gift") and chance < 0.12
             other = self.rng.choice(others) if gift else entry
             self.sentences.append(self.tell("gift", entry, other, b=b) if gift else self.tell("loss", entry, b=b))
             entry.changes.append(-b)
@@ -101,11 +107,13 @@ class Account:
 
     def happen(self, entries: list[Entry], counts: list[int]) -> None:
         """The entries as they are at first, then so many changes of each: one after the other, or mixed."""
-        if not self.can("gain") or self.rng.random() < 0.6:
+        if not self.can("gain"):
+            self.begin(*entries)
+        elif self.rng.random() < 0.6:
             self.begin(*entries)
             plan = [entry for entry, n in zip(entries, counts) for _ in range(n)]
             self.rng.shuffle(plan)
-            for entry in plan if self.can("gain") else []:
+            for entry in plan:
                 self.change(entry)
         else:
             for entry, n in zip(entries, counts):
@@ -116,10 +124,7 @@ class Account:
 
 # ---- the questions: each tells what it needs, and returns its question and the lines that answer it ----------------
 
-Lines = list[tuple[str, str]]
-
-
-def one(account: Account) -> tuple[str, Lines]:
+def ask_one(account: Account) -> tuple[str, Lines]:
     """How many there are now of one entry, whatever the others do."""
     entries = account.entries[:account.rng.choice((1, 1, 2, 2, 3))]
     asked = account.rng.choice(entries)
@@ -128,7 +133,7 @@ def one(account: Account) -> tuple[str, Lines]:
     return account.tell("ask-one", asked), asked.lines("start")
 
 
-def total(account: Account) -> tuple[str, Lines]:
+def ask_total(account: Account) -> tuple[str, Lines]:
     """How many there are in all."""
     entries = account.entries[:account.rng.choice((2, 2, 3))]
     account.happen(entries, [account.rng.choice((0, 0, 0, 1)) for _ in entries])
@@ -141,7 +146,7 @@ def total(account: Account) -> tuple[str, Lines]:
     return account.tell(kind, *entries), lines
 
 
-def more(account: Account) -> tuple[str, Lines]:
+def ask_more(account: Account) -> tuple[str, Lines]:
     """How many more there are of one than of another."""
     entries = account.entries[:account.rng.choice((2, 2, 3))]
     account.happen(entries, [account.rng.choice((0, 0, 1)) for _ in entries])
@@ -150,7 +155,7 @@ def more(account: Account) -> tuple[str, Lines]:
         *large.lines("first"), *small.lines("second"), ("difference", f"{large.now}-{small.now}")]
 
 
-def start(account: Account) -> tuple[str, Lines]:
+def ask_start(account: Account) -> tuple[str, Lines]:
     """How many there were at first: the last change is undone first."""
     asked, *others = account.entries[:account.rng.choice((1, 1, 2))]
     account.begin(*others)
@@ -166,7 +171,7 @@ def start(account: Account) -> tuple[str, Lines]:
     return account.tell("ask-start", asked), [*lines[:-1], ("start", lines[-1][1])]
 
 
-def change(account: Account) -> tuple[str, Lines]:
+def ask_change(account: Account) -> tuple[str, Lines]:
     """How many came or went."""
     asked, *others = account.entries[:account.rng.choice((1, 1, 2))]
     late = account.rng.random() < 0.3                            # how many there were is told at the end
@@ -183,14 +188,14 @@ def change(account: Account) -> tuple[str, Lines]:
     return account.tell("ask-gain" if gain else "ask-loss", asked), lines
 
 
-def rest(account: Account) -> tuple[str, Lines]:
+def ask_rest(account: Account) -> tuple[str, Lines]:
     """How many of the whole are those of which nothing is told."""
     entries = account.entries[:account.rng.choice((2, 2, 3))]
     asked, known = account.rng.choice(entries), sum(entry.start for entry in entries)
     others = [entry for entry in entries if entry is not asked]
-    kind = "total" if account.can("total") else f"total{len(entries)}"
     account.begin(*others)
-    account.sentences.insert(account.rng.choice((0, len(account.sentences))), account.tell(kind, *entries, n=known))
+    whole = account.tell(f"total{len(entries)}", *entries, n=known)
+    account.sentences.insert(account.rng.choice((0, len(account.sentences))), whole)
     lines = [("in all", f"{known}"), ("first", f"{others[0].start}"), ("rest", f"{known}-{others[0].start}")]
     if others[1:]:
         second = others[1].start
@@ -198,28 +203,29 @@ def rest(account: Account) -> tuple[str, Lines]:
     return account.tell("ask-rest", asked), lines
 
 
-QUESTIONS = {one: ("ask-one", "gain"), total: ("one",), more: ("ask-more",), start: ("ask-start",),
-             change: ("ask-gain",), rest: ("ask-rest",)}         # and the sentences that each needs
+# Every question, and the sentences that an account must have for it.
+QUESTIONS = {ask_one: ("ask-one", "gain"), ask_total: ("one",), ask_more: ("ask-more",), ask_start: ("ask-start",),
+             ask_change: ("ask-gain",), ask_rest: ("ask-rest",)}
 
 
 def tell_account(rng: random.Random, language: str, hard: bool) -> Exercise:
     """One question about one account; where it asks for things of one kind, it may go on with what becomes of them."""
-    while True:
+    answer = 0
+    while not 0 < answer < 100000:
         account = Account(rng.choice(schemas()["account/"]), rng, language, hard)
         ask = rng.choice([question for question, kinds in QUESTIONS.items() if account.can(*kinds)])
         question, lines = ask(account)
-        steps = [("", expression, {"en": label, "zh": LABELS[label]}) for label, expression in lines]
         answer = value_of(lines[-1][1])
-        if not 0 < answer < 100000:
-            continue
-        sentences, numbers = account.sentences, {}
-        goes_on = "X" in account.roles and (ask is total or (ask is one and len(account.told) == 1))
-        if goes_on and rng.random() < 0.35:
-            with contextlib.suppress(AssertionError):            # 17 are not shared out evenly
-                further, numbers = draw_next("next/", rng, hard, {"X": account.roles["X"], "n": answer}, set())
-                sentences, question = going_on(sentences, further, ask is one and account.told[0].changes[-1] < 0,
-                                               told_as(numbers, account.names), language, rng)
-                steps, answer = steps + further.steps, numbers["r"]
-        idle = around(told_as(account.roles | dict(zip(account.letters, [entry.owner for entry in account.entries])),
-                              account.names), language, rng)
-        return running(sentences, question, idle, language, rng), steps_of(steps, numbers, language), str(answer)
+    steps = [("", expression, {"en": label, "zh": LABELS[label]}) for label, expression in lines]
+    sentences, numbers, further = account.sentences, {}, None
+    alone = ask is ask_total or (ask is ask_one and len(account.told) == 1)     # `they` can only be those asked for
+    if "X" in account.roles and alone and rng.random() < 0.35:
+        further = draw_next("next/", rng, hard, {"X": account.roles["X"], "n": answer})
+    if further:
+        schema, numbers = further
+        left = ask is ask_one and account.told[0].changes[-1] < 0
+        sentences, question = going_on(sentences, schema, left, told_as(numbers, account.names), language, rng)
+        steps, answer = steps + schema.steps, numbers["r"]
+    owners = dict(zip(account.letters, [entry.owner for entry in account.entries]))
+    idle = around(told_as(account.roles | owners, account.names), language, rng)
+    return running(sentences, question, idle, language, rng), steps_of(steps, numbers, language), str(answer)

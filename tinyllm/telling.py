@@ -4,7 +4,6 @@ In: a schema and a random generator. Out: an exercise: a story, a chain of chang
 Explained by tests/test_problems.py.
 """
 
-import contextlib
 import random
 import re
 
@@ -31,7 +30,7 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
     told, steps = told_as(roles, names), steps_of(schema.steps, roles, language)
     if schema.leaves and longer:
         given = {role: roles[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
-        further, drawn = draw_next("next/", rng, hard, given, set())
+        further, drawn = draw_next("next/", rng, hard, given)
         sentences, question = going_on([pick(fact, told, language, rng) for fact in schema.facts], further,
                                        schema.leaves == "left", told_as(drawn, names), language, rng)
         steps += steps_of(further.steps, drawn, language)
@@ -41,11 +40,13 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
 
 def going_on(sentences: list[str], further: Schema, left: bool, roles: dict, language: str,
              rng: random.Random) -> tuple[list[str], str]:
-    """The sentences, what becomes of the rest (`left`) or of all of them, and the new question. Where it can be said
-    of any of them, `One box holds 6`, it may come first."""
-    if further.facts[2:] and rng.random() < 0.4:
-        return [pick(further.facts[2], roles, language, rng), *sentences], pick(further.asks, roles, language, rng)
-    return [*sentences, pick(further.facts[not left], roles, language, rng)], pick(further.asks, roles, language, rng)
+    """The sentences, what becomes of the rest (`left`) or of all of them, and the new question. What holds for each of
+    all, `One box holds 6`, may come first."""
+    of_the_rest, of_all, *of_each = further.facts
+    question = pick(further.asks, roles, language, rng)
+    if of_each and not left and rng.random() < 0.5:
+        return [pick(of_each[0], roles, language, rng), *sentences], question
+    return [*sentences, pick(of_the_rest if left else of_all, roles, language, rng)], question
 
 
 def fixed_in(schema: Schema) -> set[str]:
@@ -113,13 +114,15 @@ def together(sentences: list[str], language: str, rng: random.Random) -> list[st
     if language != "en" or len(sentences) < 2 or rng.random() >= 0.15 or sentences[1].startswith(UNPLACED):
         return sentences
     second = re.sub(r"^(Then|But|And) ", "", sentences[1])
-    link = rng.choice((", and ", " and ", "; ", ", then ")) if second == sentences[1] else ", and then "
+    link = rng.choice((", and ", " and ", "; ")) if second == sentences[1] else ", and then "
     return [sentences[0][:-1] + link + inside(second), *sentences[2:]] if sentences[0][-1] == "." else sentences
 
 
 def inside(sentence: str) -> str:
     """An English sentence as it stands behind other words of the same: a small letter, unless a name comes first."""
-    return sentence[0].lower() + sentence[1:] if sentence.split(maxsplit=1)[0] in BEGINNINGS else sentence
+    first, *others = sentence.split(maxsplit=2)
+    surname = first == "He" and others and others[0][0].isupper()      # He Ping is somebody
+    return sentence[0].lower() + sentence[1:] if first in BEGINNINGS and not surname else sentence
 
 
 def beside_the_point(person: Concept, topic: str, language: str, rng: random.Random) -> str:
@@ -229,7 +232,7 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
     for _ in range(rng.randint(3, 4) if hard else rng.randint(1, 2)):
         given = {"A": people[-1], "X": roles["X"], "n": totals[-1]}
         given["B"] = rng.choice([person for person in choices("person") if person not in people])
-        schema, drawn = draw_next("relation/", rng, hard, given, set())
+        schema, drawn = draw_next("relation/", rng, hard, given)
         sentences.append(pick(schema.facts[0], told_as(drawn, names), language, rng))
         steps += steps_of(schema.steps, drawn, language)
         people.append(drawn["B"])
@@ -246,11 +249,13 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
     work, total = worked({"last": str(totals[-1]), "all": "+".join(map(str, totals)),
                           "more": f"{totals[more]}-{totals[less]}"}[kind])
     steps += work
+    further = None
     if kind == "all" and rng.random() < 0.3:                     # what becomes of all of them
-        with contextlib.suppress(AssertionError):                # 17 are not shared out evenly
-            further, drawn = draw_next("next/", rng, hard, {"X": roles["X"], "n": total}, set())
-            sentences, asked = going_on(sentences, further, False, told_as(drawn, names), language, rng)
-            steps, total = steps + steps_of(further.steps, drawn, language), drawn["r"]
+        further = draw_next("next/", rng, hard, {"X": roles["X"], "n": total})
+    if further:
+        schema, drawn = further
+        sentences, asked = going_on(sentences, schema, False, told_as(drawn, names), language, rng)
+        steps, total = steps + steps_of(schema.steps, drawn, language), drawn["r"]
     return joined([*sentences, asked], language), steps, str(total)
 
 
