@@ -120,6 +120,24 @@ def test_the_command_measures_compares_and_writes_a_page(tmp_path, folder, token
     assert set(groups["by_language"]) == {"en", "zh"} and groups["all"]["vote"]["3"]["n"] == 2
 
 
+def test_every_answer_can_be_read(folder, tmp_path, monkeypatch):
+    """Whoever wants to know why must see the steps: one line a question, right and wrong as they were counted."""
+    written = iter([[asked("7", "7", "7", "8", "8"), asked("5", "4", "5", "5", "4")],
+                    [asked("7", "7"), asked("5", "4")]])
+    monkeypatch.setattr(evaluate, "ask", lambda *args, **more: next(written))
+    data = write(tmp_path / "q.jsonl", [{"user": "3+4", "final": "7"}, {"user": "2+3", "final": "5"}])
+    out = tmp_path / "out"
+    for votes in ("3", "0"):
+        evaluate.main(["--checkpoint", folder, "--data", data, "--self-consistency", votes, "--out", str(out)])
+        lines = [json.loads(line) for line in (out / "answers.jsonl").read_text("utf-8").splitlines()]
+        assert [(row["user"], row["final"], row["answer"], row["right"]) for row in lines] == [
+            ("3+4", "7", "7", True), ("2+3", "5", "4", False)]
+        assert {row["reasoning"] for row in lines} == {"1+1=2"} and {row["file"] for row in lines} == {"q"}
+        if votes == "3":
+            assert [(row["voted"], row["voted_right"]) for row in lines] == [("8", False), ("5", True)]
+            assert lines[0]["votes"] == {"8": 2, "7": 1}
+
+
 def test_a_question_that_is_too_long_counts_as_not_answered(folder, tmp_path, capsys):
     """Leaving it out would flatter the model."""
     data = write(tmp_path / "q.jsonl", [{"user": "x " * 99, "final": "7"}])

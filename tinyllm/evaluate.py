@@ -1,7 +1,7 @@
 """How good is it? Bits per byte of a text, exact match on questions never seen: greedy, one sample, a vote of many.
 
-In: checkpoints and files of questions. Out: tables, report.md, JSON. Each number comes with its 95% interval, because
-a few hundred questions cannot tell 80% from 82%. Explained by tests/test_evaluate.py.
+In: checkpoints and files of questions. Out: tables, report.md, JSON, and every answer to read. Each number comes with
+its 95% interval, because a few hundred questions cannot tell 80% from 82%. Explained by tests/test_evaluate.py.
 """
 
 import json
@@ -25,7 +25,7 @@ from tinyllm.report import Answered, by_group, draw_votes, facts, grid, page, pe
 from tinyllm.sft import default_files
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import loss_sums, pick_dtype
-from tinyllm.vote import Sample, sample_answers
+from tinyllm.vote import Sample, same_answer, sample_answers, vote
 from tinyllm.weights import kind_of, read_as
 
 
@@ -49,7 +49,7 @@ class EvaluateConfig(SamplingConfig):
     self_consistency: int = opt(7, "samples a question (1, 3, 5, 7 of them vote); 0: greedy only", low=0, high=1000)
     limit: int = opt(0, "questions of each file (0: all)", low=0)
     batch_size: int = opt(160, "answers that are written at the same time", low=1)
-    out: str = opt("runs/evaluate", "folder for report.md, result.json and the plot")
+    out: str = opt("runs/evaluate", "folder for report.md, result.json, answers.jsonl and the plot")
     json: bool = opt(False, "print the result as JSON")
 
 
@@ -144,13 +144,15 @@ def bits_per_byte(model: TinyLLM, tokenizer: Tokenizer, text: str) -> float:
 
 def evaluate(config: EvaluateConfig) -> dict:
     """{"checkpoints": {folder: {"weights": kind, "files": {name: groups}, "calculator": {name: groups},
-    "bits_per_byte"}}}."""
+    "bits_per_byte"}}}; every answer goes to `config.out`/answers.jsonl as soon as its file has been asked."""
     folders = {name: checkpoint.resolve(name) for name in config.checkpoint or [str(checkpoint.default())]}
     paths = config.data or ([] if config.text else [*default_files(["cot"], "test"), *default_files(["cot"], "harder")])
     names = [Path(path).name.removesuffix(".gz").removesuffix(".jsonl") for path in paths]
     files = {name if names.count(name) == 1 else path: read_questions(path, config.limit)
              for name, path in zip(names, paths)}
     Path(config.out).mkdir(parents=True, exist_ok=True)              # no place for the report: said before any work
+    log = Path(config.out) / "answers.jsonl"
+    log.write_text("", encoding="utf-8")
     result: dict = {"settings": asdict(config), "checkpoints": {}}
     for name, folder in folders.items():
         model, tokenizer = checkpoint.load(folder)
@@ -165,7 +167,20 @@ def evaluate(config: EvaluateConfig) -> dict:
                 answered = ask(model, tokenizer, questions, config, is_chat=checkpoint.is_chat(folder),
                                calculator=with_calculator, label=f"{file}{' with calculator' * with_calculator}")
                 measured.setdefault(key, {})[file] = grouped(answered)
+                asked = {"checkpoint": name, "file": file, "calculator": with_calculator}
+                with log.open("a", encoding="utf-8") as lines:
+                    lines.writelines(json.dumps(asked | record(*pair), ensure_ascii=False) + "\n"
+                                     for pair in zip(questions, answered))
     return result
+
+
+def record(question: Question, answered: Answered) -> dict:
+    """A question and what was answered, to read: what fails is seen in the steps and not in a percentage."""
+    greedy, voted = answered.greedy, vote(answered.samples)
+    drawn = {"voted": voted.answer, "voted_right": same_answer(voted.answer, question.final), "votes": voted.votes}
+    return {"user": question.messages[-1]["content"], "final": question.final, "family": question.family,
+            "language": question.language, "answer": greedy.answer, "right": same_answer(greedy.answer, question.final),
+            "reasoning": greedy.reasoning} | (drawn if answered.samples else {})
 
 
 def read_text(path: str) -> str:
