@@ -216,16 +216,15 @@ def tell_account(rng: random.Random, language: str, hard: bool) -> Exercise:
         ask = rng.choice([question for question, kinds in QUESTIONS.items() if account.can(*kinds)])
         question, lines = ask(account)
         answer = value_of(lines[-1][1])
-    steps = [("", expression, {"en": label, "zh": LABELS[label]}) for label, expression in lines]
-    sentences, numbers, further = account.sentences, {}, None
+    labelled = [("", expression, {"en": label, "zh": LABELS[label]}) for label, expression in lines]
+    steps = steps_of(labelled, {}, language)
+    sentences, final = account.sentences, str(answer)
     alone = ask is ask_total or (ask is ask_one and len(account.told) == 1)     # `they` can only be those asked for
     if "X" in account.roles and alone and rng.random() < 0.35:
         further = draw_next("next/", rng, hard, {"X": account.roles["X"], "n": answer})
-    if further:
-        schema, numbers = further
         left = ask is ask_one and account.told[0].changes[-1] < 0
-        sentences, question = going_on(sentences, schema, left, told_as(numbers, account.names), language, rng)
-        steps, answer = steps + schema.steps, numbers["r"]
+        sentences, question, more, final = going_on(sentences, further, left, account.names, language, rng)
+        steps += more
     owners = dict(zip(account.letters, [entry.owner for entry in account.entries]))
     idle = around(told_as(account.roles | owners, account.names), language, rng)
-    return running(sentences, question, idle, language, rng), steps_of(steps, numbers, language), str(answer)
+    return running(sentences, question, idle, language, rng), steps, final

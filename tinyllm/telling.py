@@ -30,23 +30,25 @@ def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, 
     told, steps = told_as(roles, names), steps_of(schema.steps, roles, language)
     if schema.leaves and longer:
         given = {role: roles[role] for role in ("A", "X", "$") if role in roles} | {"n": roles[schema.steps[-1][0]]}
-        further, drawn = draw_next("next/", rng, hard, given)
-        sentences, question = going_on([pick(fact, told, language, rng) for fact in schema.facts], further,
-                                       schema.leaves == "left", told_as(drawn, names), language, rng)
-        steps += steps_of(further.steps, drawn, language)
-        return running(sentences, question, around(told, language, rng), language, rng), steps, str(drawn["r"])
+        further = draw_next("next/", rng, hard, given)
+        sentences = [pick(fact, told, language, rng) for fact in schema.facts]
+        sentences, question, more, answer = going_on(sentences, further, schema.leaves == "left", names, language, rng)
+        return running(sentences, question, around(told, language, rng), language, rng), steps + more, answer
     return worded(schema, told, rng, language), steps, answer_of(schema, told, language, rng)
 
 
-def going_on(sentences: list[str], further: Schema, left: bool, roles: dict, language: str,
-             rng: random.Random) -> tuple[list[str], str]:
-    """The sentences, what becomes of the rest (`left`) or of all of them, and the new question. What holds for each of
-    all, `One box holds 6`, may come first."""
-    of_the_rest, of_all, *of_each = further.facts
-    question = pick(further.asks, roles, language, rng)
+def going_on(sentences: list[str], further: tuple[Schema, dict], left: bool, names: dict, language: str,
+             rng: random.Random) -> tuple[list[str], str, list[str], str]:
+    """What becomes of the rest (`left`) or of all of them: the sentences with it, the new question, the steps it adds
+    and the answer. What holds for each of all, `One box holds 6`, may come first."""
+    schema, drawn = further
+    roles, (of_the_rest, of_all, *of_each) = told_as(drawn, names), schema.facts
+    question = pick(schema.asks, roles, language, rng)
     if of_each and not left and rng.random() < 0.5:
-        return [pick(of_each[0], roles, language, rng), *sentences], question
-    return [*sentences, pick(of_the_rest if left else of_all, roles, language, rng)], question
+        sentences = [pick(of_each[0], roles, language, rng), *sentences]
+    else:
+        sentences = [*sentences, pick(of_the_rest if left else of_all, roles, language, rng)]
+    return sentences, question, steps_of(schema.steps, drawn, language), str(drawn["r"])
 
 
 def fixed_in(schema: Schema) -> set[str]:
@@ -248,15 +250,12 @@ def tell_relations(rng: random.Random, language: str, hard: bool) -> Exercise:
     asked = pick(question, told_as(roles, names), language, rng)
     work, total = worked({"last": str(totals[-1]), "all": "+".join(map(str, totals)),
                           "more": f"{totals[more]}-{totals[less]}"}[kind])
-    steps += work
-    further = None
+    steps, answer = steps + work, str(total)
     if kind == "all" and rng.random() < 0.3:                     # what becomes of all of them
         further = draw_next("next/", rng, hard, {"X": roles["X"], "n": total})
-    if further:
-        schema, drawn = further
-        sentences, asked = going_on(sentences, schema, False, told_as(drawn, names), language, rng)
-        steps, total = steps + steps_of(schema.steps, drawn, language), drawn["r"]
-    return joined([*sentences, asked], language), steps, str(total)
+        sentences, asked, more, answer = going_on(sentences, further, False, names, language, rng)
+        steps += more
+    return joined([*sentences, asked], language), steps, answer
 
 
 def listed(items: list[str], language: str) -> str:

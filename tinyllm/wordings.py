@@ -159,17 +159,15 @@ def draw(schema: Schema, rng: random.Random, hard: bool = False, given: dict | N
     raise ValueError(f"{schema.name}: no draw met its conditions")
 
 
-def draw_next(name: str, rng: random.Random, hard: bool, given: dict, used: set = frozenset()) -> \
-        tuple[Schema, dict] | None:
-    """A section of the kind `name`, not `used`, whose roles and conditions allow those `given`, and its roles; None
-    where there is none: 17 are not shared out evenly."""
+def draw_next(name: str, rng: random.Random, hard: bool, given: dict, used: set = frozenset()) -> tuple[Schema, dict]:
+    """A section of the kind `name`, not `used`, whose roles and conditions allow those `given`, and its roles."""
     options = [schema for schema in schemas()[name] if schema not in used
                and all(given[role] in choices(spec) for role, spec in schema.roles if role.isupper() and role in given)]
     rng.shuffle(options)
     for schema in options:
         with contextlib.suppress(ValueError):
             return schema, draw(schema, rng, hard, given)
-    return None
+    raise AssertionError(f"no {name} for {given}")               # each kind has sections without conditions
 
 
 def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool) -> bool:
