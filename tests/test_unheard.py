@@ -94,6 +94,18 @@ def test_she_stays_she_and_what_is_counted_is_counted_alike():
         assert unheard.thing(thing, rng).measure == thing.measure
 
 
+def test_a_title_fits_who_bears_it():
+    """Mrs. Hill is no boy; and most people have none."""
+    rng, titled = random.Random(0), {"boy": set(), "girl": set()}
+    for _ in range(1000):
+        new = unheard.person(rng.choice(choices("person")), rng)
+        if " " in new.english:
+            titled[new.features["sex"][0]].add((new.english.split()[0], new.chinese[1:]))
+    assert all(10 < len(found) < 60 for found in titled.values())
+    assert not {title for pair in titled["boy"] for title in pair} & {"Mrs.", "Ms.", "Miss", "Aunt", "阿姨", "奶奶"}
+    assert not {title for pair in titled["girl"] for title in pair} & {"Mr.", "Uncle", "Grandpa", "叔叔", "爷爷"}
+
+
 def test_where_it_happens_changes_nothing_else(monkeypatch):
     """`At the blick fair Tom had 3 apples`: an unknown word more, no number but that of `5 days later`, and nothing
     that says where twice."""

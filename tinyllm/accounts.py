@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass, field
 
 from tinyllm.arithmetic import value_of
+from tinyllm.lexicon import Concept, alike
 from tinyllm.telling import Exercise, around, going_on, running, steps_of
 from tinyllm.unheard import renamed, told_as
 from tinyllm.wordings import Scene, Schema, choices, draw, draw_next, pick, say, schemas
@@ -52,6 +53,8 @@ class Account:
             owners = self._owners(dict(frame.roles)[self.letters[0]])
         self.entries = [Entry(owner, rng.randint(2, self.top)) for owner in owners]
         self.told: list[Entry] = []
+        self.asked: tuple[Entry, ...] = ()
+        self.clear = True                                        # `they` can only be the things the frame is about
         self.names = renamed(self.roles | dict(zip(self.letters, owners)), set(), rng)
 
     def _owners(self, spec: str) -> list:
@@ -74,10 +77,12 @@ class Account:
     def tell(self, kind: str, *entries: Entry, **numbers: int) -> str:
         """A sentence of the kind; the first of `entries` is its {A} (or {X}, {T}), the next its {B}."""
         given = self.roles | dict(zip(self.letters, [entry.owner for entry in entries])) | numbers
-        schema, owners = self.rng.choice(schemas()[f"{self.name}/{kind}"]), [entry.owner for entry in self.entries]
+        schema, known = self.rng.choice(schemas()[f"{self.name}/{kind}"]), [entry.owner for entry in self.entries]
+        known, self.asked = [one for one in (*known, *self.roles.values()) if isinstance(one, Concept)], entries
         while True:
             roles = draw(schema, self.rng, given=given)
-            if not any(roles[role] in owners for role in roles.keys() - given.keys()):      # a friend without a number
+            new = [roles[role] for role in roles.keys() - given.keys() if isinstance(roles[role], Concept)]
+            if not any(alike(one, other) for one in new for other in known):     # a friend, a thing, without a number
                 return pick(schema.facts[0], told_as(roles, self.names), self.language, self.rng)
 
     def begin(self, *entries: Entry) -> None:
@@ -87,7 +92,14 @@ class Account:
         if together and self.rng.random() < 0.5:
             self.sentences.append(self.tell(together, *entries, **dict(zip("nml", [one.start for one in entries]))))
         else:
-            self.sentences += [self.tell("one", entry, n=entry.start) for entry in entries]
+            self.sentences += [self._told_alone(entry) for entry in entries]
+
+    def _told_alone(self, entry: Entry) -> str:
+        """`Joan has 29 carrots`, or now and then, with a number that does not matter, `29 carrots and 14 melons`."""
+        if self.can("also") and self.rng.random() < 0.2:
+            self.clear = False
+            return self.tell("also", entry, n=entry.start, m=self.rng.randint(2, self.top))
+        return self.tell("one", entry, n=entry.start)
 
     def change(self, entry: Entry) -> None:
         """Something comes or goes, or is given to another whose number is known."""
@@ -104,6 +116,14 @@ class Account:
             b = self.rng.randint(2, max(self.top // 2, 3))
             self.sentences.append(self.tell("gain", entry, b=b))
             entry.changes.append(b)
+
+    def change_unsaid(self, entry: Entry) -> bool:
+        """Some more come, or some go, and how many is not said; whether there are more now."""
+        gain = self.rng.random() < 0.5 or entry.start < 3
+        entry.changes.append(self.rng.randint(2, self.top) if gain else -self.rng.randint(1, entry.start - 1))
+        if self.rng.random() < 0.7:
+            self.sentences.append(self.tell("some-gain" if gain else "some-loss", entry))
+        return gain
 
     def happen(self, entries: list[Entry], counts: list[int]) -> None:
         """The entries as they are at first, then so many changes of each: one after the other, or mixed."""
@@ -134,15 +154,18 @@ def ask_one(account: Account) -> tuple[str, Lines]:
 
 
 def ask_total(account: Account) -> tuple[str, Lines]:
-    """How many there are in all."""
+    """How many there are in all, or of two of the three."""
     entries = account.entries[:account.rng.choice((2, 2, 3))]
     account.happen(entries, [account.rng.choice((0, 0, 0, 1)) for _ in entries])
+    named = account.can("ask-all2") and account.rng.random() < 0.5
+    if named and account.rng.random() < 0.4:
+        entries = account.rng.sample(entries, 2)
     so_far, lines = entries[0].now, entries[0].lines("first")
     for entry, name in zip(entries[1:], ("second", "third")):
         label = "in all" if entry is entries[-1] else "so far"
         lines += [*entry.lines(name), (label, f"{so_far}+{entry.now}")]
         so_far += entry.now
-    kind = "ask-all" if account.can("ask-all") else f"ask-all{len(entries)}"
+    kind = f"ask-all{len(entries)}" if named or not account.can("ask-all") else "ask-all"
     return account.tell(kind, *entries), lines
 
 
@@ -153,6 +176,19 @@ def ask_more(account: Account) -> tuple[str, Lines]:
     small, large = sorted(account.rng.sample(entries, 2), key=lambda entry: entry.now)
     return account.tell("ask-more", large, small), [
         *large.lines("first"), *small.lines("second"), ("difference", f"{large.now}-{small.now}")]
+
+
+def ask_later(account: Account) -> tuple[str, Lines]:
+    """How many more there are of one than of another, now that both have changed: what was at first does not matter."""
+    large, small = entries = account.entries[:2]
+    account.begin(*account.rng.sample(entries, 2))
+    for entry in entries:
+        account.change_unsaid(entry)
+    if large.now < small.now:
+        large, small = small, large
+    account.sentences += [account.tell("now", entry, n=entry.now) for entry in account.rng.sample(entries, 2)]
+    return account.tell("ask-later", large, small), [
+        ("first", f"{large.now}"), ("second", f"{small.now}"), ("difference", f"{large.now}-{small.now}")]
 
 
 def ask_start(account: Account) -> tuple[str, Lines]:
@@ -176,15 +212,17 @@ def ask_change(account: Account) -> tuple[str, Lines]:
     asked, *others = account.entries[:account.rng.choice((1, 1, 2))]
     late = account.rng.random() < 0.3                            # how many there were is told at the end
     account.begin(*others, *([] if late else [asked]))
-    gain = account.rng.random() < 0.5 or asked.start < 3
-    now = asked.start + account.rng.randint(2, account.top) if gain else account.rng.randint(1, asked.start - 1)
-    if account.rng.random() < 0.7:
-        account.sentences.append(account.tell("some-gain" if gain else "some-loss", asked))
-    account.sentences.append(account.tell("now", asked, n=now))
+    gain = account.change_unsaid(asked)
+    others = others if account.rng.random() < 0.5 else []        # and what has become of another
+    for other in others:
+        account.change_unsaid(other)
+    changed = account.rng.sample([asked, *others], 1 + len(others))
+    account.sentences += [account.tell("now", entry, n=entry.now) for entry in changed]
     if late:
         account.sentences.append(account.tell("at-first", asked, n=asked.start))
-    lines = [("start", f"{asked.start}"), ("now" if gain else "left", f"{now}"),
-             ("more", f"{now}-{asked.start}") if gain else ("less", f"{asked.start}-{now}")]
+    start, now = asked.start, asked.now
+    lines = [("start", f"{start}"), ("now" if gain else "left", f"{now}"),
+             ("more", f"{now}-{start}") if gain else ("less", f"{start}-{now}")]
     return account.tell("ask-gain" if gain else "ask-loss", asked), lines
 
 
@@ -205,7 +243,7 @@ def ask_rest(account: Account) -> tuple[str, Lines]:
 
 # Every question, and the sentences that an account must have for it.
 QUESTIONS = {ask_one: ("ask-one", "gain"), ask_total: ("one",), ask_more: ("ask-more",), ask_start: ("ask-start",),
-             ask_change: ("ask-gain",), ask_rest: ("ask-rest",)}
+             ask_change: ("ask-gain",), ask_later: ("ask-later",), ask_rest: ("ask-rest",)}
 
 
 def tell_account(rng: random.Random, language: str, hard: bool) -> Exercise:
@@ -219,8 +257,8 @@ def tell_account(rng: random.Random, language: str, hard: bool) -> Exercise:
     labelled = [("", expression, {"en": label, "zh": LABELS[label]}) for label, expression in lines]
     steps = steps_of(labelled, {}, language)
     sentences, final = account.sentences, str(answer)
-    alone = ask is ask_total or (ask is ask_one and len(account.told) == 1)     # `they` can only be those asked for
-    if "X" in account.roles and alone and rng.random() < 0.35:
+    alone = ask in (ask_one, ask_total) and account.clear and len(account.asked) == len(account.told)
+    if "X" in account.roles and alone and rng.random() < 0.35:   # `they` can only be those asked for
         further = draw_next("next/", rng, hard, {"X": account.roles["X"], "n": answer})
         left = ask is ask_one and account.told[0].changes[-1] < 0
         sentences, question, more, final = going_on(sentences, further, left, account.names, language, rng)

@@ -15,6 +15,7 @@ from tinyllm.grammar import polished
 from tinyllm.lexicon import name, word
 from tinyllm.reading import reading
 from tinyllm.telling import Exercise, listed, spaced, tell, tell_chain, tell_relations
+from tinyllm.typed import as_typed
 from tinyllm.wordings import Schema, ask, choices, pick, schemas
 
 # ---- 1, 2: arithmetic ----------------------------------------------------------------------------------------------
@@ -116,14 +117,20 @@ def _multiply_columns(a: int, b: int) -> list[str]:
 # ---- 3, 4, 5, 6: problems that are all data ------------------------------------------------------------------------
 
 def story(rng: random.Random, language: str, split: str) -> Exercise:
-    """3: word problems: everyday scenes, longer stories, accounts, a chain of changes, or people compared in a row."""
+    """3: word problems, as people type them: everyday scenes, longer stories, accounts, a chain of changes, or people
+    compared in a row."""
+    question, steps, answer = _word_problem(rng, language, split)
+    return as_typed(question, language, rng), steps, answer
+
+
+def _word_problem(rng: random.Random, language: str, split: str) -> Exercise:
     kind, hard = rng.random(), split == "harder"
-    share = {"harder": 0.24, "train": 0.12}.get(split, 0.1)      # both take long to learn: practised more often
+    share = 0.24 if hard else 0.1
     if kind < share:
         return tell_chain(rng, language, hard)
     if kind < 2 * share:
         return tell_relations(rng, language, hard)
-    if kind < 2 * share + 0.18:
+    if kind < 2 * share + 0.22:
         return tell_account(rng, language, hard)
     told = _longer(schemas()["scene/" if rng.random() < 0.7 else "story/"], hard)
     if rng.random() < 0.2:                                       # what may go on goes on: two relations in one problem

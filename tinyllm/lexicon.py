@@ -52,6 +52,11 @@ def concepts() -> dict[str, Concept]:
     return table
 
 
+def alike(one: Concept, other: Concept) -> bool:
+    """Whether the name of one stands in that of the other, so that they can be confused: Lou, Louis; 球, 红球."""
+    return any(a.english in b.english or a.chinese in b.chinese for a, b in ((one, other), (other, one)))
+
+
 @functools.cache
 def members(spec: str) -> list[Concept]:
     """The concepts a role may take: `toy`, `child|critter`, `food&.sold-at` (has it), `animal&size=big`."""

@@ -9,10 +9,11 @@ import functools
 import random
 from dataclasses import replace
 
-from tinyllm.lexicon import SMALL, TENS, Concept, concepts, data_lines, plural, plurals
+from tinyllm.lexicon import SMALL, TENS, Concept, alike, concepts, data_lines, plural, plurals
 from tinyllm.wordings import OWNED
 
-PEOPLE, THINGS = 0.35, 0.3                                       # share that is renamed
+PEOPLE, THINGS = 0.45, 0.4                                       # share that is renamed
+TITLED = 0.12                                                    # share of those people with a title: Mrs. Hill, 王老师
 RENAMED = {*OWNED, "dish", "staple", "bird", "waterbird", "swimmer", "crawler", "tree", "vehicle"}     # kinds of things
 NUMERALS = set("零一二两三四五六七八九十百千万半几多少每个")
 
@@ -45,8 +46,10 @@ def person(one: Concept, rng: random.Random) -> Concept:
     """`one` under another name; she remains she."""
     sex = one.features["sex"][0]
     english = rng.choice(parts(sex, "en")) if rng.random() < 0.8 else invented("en", rng).capitalize()
-    return replace(one, english=english, plural=english,
-                   chinese=rng.choice(parts("surname", "zh")) + rng.choice(parts(sex, "zh")))
+    chinese, given = rng.choice(parts("surname", "zh")), rng.choice(parts(sex, "zh"))
+    if rng.random() < TITLED:
+        english, given = f"{rng.choice(parts(f'{sex} title', 'en'))} {english}", rng.choice(parts(f"{sex} title", "zh"))
+    return replace(one, english=english, plural=english, chinese=chinese + given)
 
 
 def thing(one: Concept, rng: random.Random) -> Concept:
@@ -73,9 +76,8 @@ def renamed(roles: dict, fixed: set[str], rng: random.Random) -> dict[Concept, C
             new = (person if human else thing)(one, rng)
             others = [names.get(other, other) for other in roles.values() if isinstance(other, Concept)
                       and other != one]
-            if not any(a.english in b.english or a.chinese in b.chinese
-                       for other in others for a, b in ((new, other), (other, new))):
-                names[one] = new                                 # Lou and Louis, or 球 and 红球, would confuse
+            if not any(alike(new, other) for other in others):
+                names[one] = new
     return names
 
 

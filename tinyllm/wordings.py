@@ -134,13 +134,18 @@ def choices(spec: str) -> list[Concept | Scene]:
         return _people()[spec]
     if spec[0] == "@":
         return scenes()[spec[1:]]
-    kinds = OWNED if spec == "any" else spec.rstrip("!").split("|")
+    kinds = [kind for part in spec.rstrip("!").split("|") for kind in (OWNED if part == "any" else (part,))]
     more = [thing for thing in _things() if thing.kinds[0] in kinds]
     known = {kind for concept in concepts().values() for kind in concept.kinds}
     listed = [kind for kind in kinds if kind in known or kind in concepts() or not more]
     found = members("|".join(listed)) if listed else []
     countable = [one for one in found if spec[-1] == "!" or one.plural[:1] not in ("~", "=")]
     return countable + [thing for thing in more if all(thing.english != one.english for one in countable)]
+
+
+@functools.cache
+def _all_of(spec: str) -> frozenset[Concept | Scene]:
+    return frozenset(choices(spec))
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------
@@ -176,7 +181,7 @@ def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool
     if name.isupper():
         options = choices(roles[spec].things if spec in roles else spec)
         if spec[0] == "@" and "X" in roles:                      # what goes on with X needs a row about such things
-            options = [row for row in options if not row.things or roles["X"] in choices(row.things)]
+            options = [row for row in options if not row.things or roles["X"] in _all_of(row.things)]
         free = [option for option in rng.sample(options, min(4, len(options))) if option not in roles.values()]
         roles[name] = free[0] if free else rng.choice(options)
     elif spec[0] == "'":

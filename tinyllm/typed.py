@@ -1,0 +1,24 @@
+"""Questions as people type them: 12,500, a sign of another width, a comma or question mark left out.
+
+In: a tidy question. Out: the same one, now and then less tidy; its numbers and words are untouched. Used by
+exercises.py; explained by tests/test_typed.py.
+"""
+
+import random
+import re
+
+SEPARATED, BARE, WIDTH = 0.3, 0.08, 0.2                          # shares of the questions
+NARROW = str.maketrans("，？：；（）", ",?:;()")
+
+
+def as_typed(question: str, language: str, rng: random.Random) -> str:
+    """`question` with thousands in threes, with fewer signs, or in Chinese with signs of another width."""
+    if language == "zh":
+        if rng.random() < WIDTH:
+            return question.replace("。", "．") if rng.random() < 0.4 else question.translate(NARROW)
+        return question
+    if rng.random() < SEPARATED:                                 # 61921 yards, $1234.50: not what follows a point
+        question = re.sub(r"(?<![\d.])\d{4,}", lambda number: f"{int(number[0]):,}", question)
+    if rng.random() < BARE:
+        question = re.sub(r"(?<!\d), (?!\d)", " ", question) if rng.random() < 0.6 else question.rstrip("?.")
+    return question
