@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 
@@ -53,7 +54,7 @@ def told(monkeypatch):
 
 def solved(record):
     """The answer from the record alone: every owner's first number, what came and went, what is known of the end."""
-    first, moved, now, whole = {}, Counter(), {}, None
+    first, moved, now, whole, related = {}, Counter(), {}, None, None
     for kind, owners, numbers in record[:-1]:
         if kind in ("one", "also", "two", "three", "at-first"):
             assert not first.keys() & owners, "nobody's number is told twice"
@@ -66,6 +67,16 @@ def solved(record):
             now[owners[0]] = numbers["n"]
         elif kind.startswith("total"):
             whole = numbers["n"]
+        elif kind in ("more-than", "fewer-than", "times-of"):
+            related = (kind, *owners, *numbers.values())
+    if related:                                                  # one of both is known: the other follows
+        kind, one, other, size = related
+        ways = {"more-than": (lambda n: n + size, lambda n: n - size), "fewer-than": (lambda n: n - size,
+                lambda n: n + size), "times-of": (lambda n: n * size, lambda n: Fraction(n, size))}[kind]
+        known = next(iter(first))
+        first[other if known == one else one] = ways[known == one](first[known])
+        asked = record[-1][1]
+        return sum(first[owner] for owner in asked)
     kind, owners, _ = record[-1]
     number = lambda owner: first[owner] + moved[owner]
     if kind.startswith("ask-all"):

@@ -17,7 +17,7 @@ from tinyllm.wordings import Scene, Schema, choices, draw, draw_next, pick, say,
 Lines = list[tuple[str, str]]                                    # label, expression
 LABELS = {"start": "开始", "more": "增加", "less": "减少", "now": "现在", "left": "剩下", "before": "之前",
           "first": "第一", "second": "第二", "third": "第三", "so far": "前两个", "in all": "一共", "rest": "其余",
-          "difference": "相差"}
+          "difference": "相差", "more than": "多", "fewer": "少", "times": "倍数"}
 TOPS = (12, 20, 60, 60, 100, 600, 6000)                          # largest numbers of an account
 
 
@@ -191,6 +191,32 @@ def ask_later(account: Account) -> tuple[str, Lines]:
         ("first", f"{large.now}"), ("second", f"{small.now}"), ("difference", f"{large.now}-{small.now}")]
 
 
+def ask_related(account: Account) -> tuple[str, Lines]:
+    """How many there are of one, or of both, where only its relation to the other is told, in either direction."""
+    known, other = account.rng.sample(account.entries[:2], 2)
+    chance, times, sign = account.rng.random(), account.rng.randint(2, 9), "+"
+    if chance < 0.3 and account.can("times-of"):
+        if chance < 0.15:
+            other.start, sign = known.start * times, "*"
+            account.sentences = [account.tell("times-of", other, known, k=times)]
+        else:
+            other.start, known.start, sign = known.start, known.start * times, "/"
+            account.sentences = [account.tell("times-of", known, other, k=times)]
+        size, number = "times", times
+    else:
+        other.start += other.start == known.start
+        sign, size = ("+", "more than") if other.start > known.start else ("-", "fewer")
+        number, (large, small) = abs(other.start - known.start), (other, known) if sign == "+" else (known, other)
+        account.sentences = [account.tell("more-than", large, small, b=number) if account.rng.random() < 0.6 else
+                             account.tell("fewer-than", small, large, b=number)]
+    account.sentences.insert(account.rng.choice((0, 0, 1)), account.tell("one", known, n=known.start))
+    lines = [("first", f"{known.start}"), (size, f"{number}"), ("second", f"{known.start}{sign}{number}")]
+    if account.rng.random() < 0.3:
+        kind = "ask-all2" if account.can("ask-all2") else "ask-all"
+        return account.tell(kind, known, other), [*lines, ("in all", f"{known.start}+{other.start}")]
+    return account.tell("ask-rest", other), lines
+
+
 def ask_start(account: Account) -> tuple[str, Lines]:
     """How many there were at first: the last change is undone first."""
     asked, *others = account.entries[:account.rng.choice((1, 1, 2))]
@@ -243,7 +269,8 @@ def ask_rest(account: Account) -> tuple[str, Lines]:
 
 # Every question, and the sentences that an account must have for it.
 QUESTIONS = {ask_one: ("ask-one", "gain"), ask_total: ("one",), ask_more: ("ask-more",), ask_start: ("ask-start",),
-             ask_change: ("ask-gain",), ask_later: ("ask-later",), ask_rest: ("ask-rest",)}
+             ask_change: ("ask-gain",), ask_later: ("ask-later",), ask_rest: ("ask-rest",),
+             ask_related: ("more-than",)}
 
 
 def tell_account(rng: random.Random, language: str, hard: bool) -> Exercise:
