@@ -125,6 +125,22 @@ class Account:
             self.sentences.append(self.tell("some-gain" if gain else "some-loss", entry))
         return gain
 
+    def relate(self, entry: Entry, known: Entry) -> tuple[str, str, int]:
+        """How `entry` stands to `known`, told from either side; label, sign and number that lead from known to it."""
+        if self.rng.random() < 0.3:
+            times, more = self.rng.randint(2, 9), self.rng.random() < 0.5
+            small, large = (known, entry) if more else (entry, known)
+            small.start, large.start = known.start, known.start * times
+            self.sentences.append(self.tell("times-of", large, small, k=times))
+            return "times", "*" if more else "/", times
+        entry.start += 2 * (abs(entry.start - known.start) < 2)
+        more, gap = entry.start > known.start, abs(entry.start - known.start)
+        pair, kind = ((entry, known) if more else (known, entry)), "more-than"
+        if self.rng.random() < 0.4:
+            pair, kind = pair[::-1], "fewer-than"
+        self.sentences.append(self.tell(kind, *pair, b=gap))
+        return ("more than", "+", gap) if more else ("fewer", "-", gap)
+
     def happen(self, entries: list[Entry], counts: list[int]) -> None:
         """The entries as they are at first, then so many changes of each: one after the other, or mixed."""
         if not self.can("gain"):
@@ -192,25 +208,11 @@ def ask_later(account: Account) -> tuple[str, Lines]:
 
 
 def ask_related(account: Account) -> tuple[str, Lines]:
-    """How many there are of one, or of both, where only its relation to the other is told, in either direction."""
+    """How many there are of one, or of both, where of this one only the relation to the other is told."""
     known, other = account.rng.sample(account.entries[:2], 2)
-    chance, times, sign = account.rng.random(), account.rng.randint(2, 9), "+"
-    if chance < 0.3 and account.can("times-of"):
-        if chance < 0.15:
-            other.start, sign = known.start * times, "*"
-            account.sentences = [account.tell("times-of", other, known, k=times)]
-        else:
-            other.start, known.start, sign = known.start, known.start * times, "/"
-            account.sentences = [account.tell("times-of", known, other, k=times)]
-        size, number = "times", times
-    else:
-        other.start += other.start == known.start
-        sign, size = ("+", "more than") if other.start > known.start else ("-", "fewer")
-        number, (large, small) = abs(other.start - known.start), (other, known) if sign == "+" else (known, other)
-        account.sentences = [account.tell("more-than", large, small, b=number) if account.rng.random() < 0.6 else
-                             account.tell("fewer-than", small, large, b=number)]
+    label, sign, number = account.relate(other, known)
     account.sentences.insert(account.rng.choice((0, 0, 1)), account.tell("one", known, n=known.start))
-    lines = [("first", f"{known.start}"), (size, f"{number}"), ("second", f"{known.start}{sign}{number}")]
+    lines = [("first", f"{known.start}"), (label, f"{number}"), ("second", f"{known.start}{sign}{number}")]
     if account.rng.random() < 0.3:
         kind = "ask-all2" if account.can("ask-all2") else "ask-all"
         return account.tell(kind, known, other), [*lines, ("in all", f"{known.start}+{other.start}")]
