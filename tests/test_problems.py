@@ -14,6 +14,7 @@ import pytest
 
 from tinyllm import exercises, problems, reading, telling
 from tinyllm.arithmetic import in_digits, operation, rewritten
+from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.overlap import overlap, shape
 from tinyllm.problems import FAMILIES, instruction, normalise, problem, split_of
@@ -301,6 +302,26 @@ used-more (n+c)/2 | share-fewer n/m-n/k | km-left a*100-b | ton-bags a*100/k
 words-less-quotient a-b/c | words-plus-quotient a+b/c | words-equal-product a*b/c | words-sum-over (a+b)/c
 words-over-gap a/(b-c) | words-sum-gap (a+b)*(c-d) | words-product-gap a*b-c*d | words-times-plus (n-c)/k
 words-times-minus (n+c)/k | words-part m*b/a | words-part-plus n*a/b+c | words-percent m*100/p | words-divided c*q+d
+form-sum-more a+b+c | form-sum-less a+b-c | form-more-all 2*a+c | form-to-do n-a-b | form-same-price (a+b)*p
+form-price-gap a*p-b*p | form-two-goods a*p+b*q | form-paid n-k*p | form-each-boxes 2*k*n | form-share-twice n/(k*m)
+queue-ends a+b-1 | queue-beside a+b+1 | corners-three 3*n | corners-two 3*n+4*m | legs-each n*k | form-bundles n/k
+storey-move a-2*c | storey-level (a-b)/2 | storey-more 2*a+c | line-on-off a+c-b | weeks-used a+b+c
+form-times-plus k*a+c | form-times-minus k*a-c | form-times-plus-back (n-c)/k | form-times-minus-back (n+c)/k
+ages-sum-then (a+n)+(b+n) | ages-was a-(b+n) | form-average (a+b+c)/3 | form-daily a*d+b*d | form-daily-gap a*d-b*d
+form-rows n*k+c | form-boys n-2*b | crew-sum-less n-a-b | crew-days-rest n/(a+b) | crew-extra 3*a+2*c
+piece-of n*a/b | pieces-two n*a/b-c | piece-left n-n*a/b | piece-more n+n/b | piece-fewer n-n/b
+piece-more-back n/(1+1/b)
+percent-part n*p/100 | percent-not n-n*p/100 | percent-up n*(100+p)/100 | percent-down n*(100-p)/100
+ratio-parts n*a/(a+b+c) | ratio-two n*a/(a+b) | map-scale d*s/100000 | kilo-change n-a*k/10 | mean-third 3*m-a-b
+type-together 1/(1/a+1/b) | plan-ahead a*d/(d-e) | plan-quicker a*d/(a+c) | same-rate m*t/k | same-rate-time n*k/t
+sets-cost k*p+k*q | sum-gap-larger s-(s-d)/2 | sum-gap-smaller s-(s+d)/2 | gap-times d/(k-1) | trees-one-end l/g
+trees-both-ends l/g+1 | wall-fence 2*w+l | wall-area (n-2*w)*w | field-wider l*w+c*w | water-rise l*w*h
+open-box l*w+2*l*h+2*w*h | meet-head-start v*(e+t)+w*t | catch-up-head-start w*e/(v-w)
+percent-girls n*(100-p)/100 | gallon-miles n/k | gallon-cost p*n/k | coins-dimes n*100/10 | coins-quarters n*100/25
+coins-nickels n*100/5 | coins-worth 25*a+10*b | dozen-cost k*p*12 | times-altogether (k+1)*a | cut-grown a-b+c
+degrees-day a+b-c | change-two n-a/100-b/100 | all-but n-b | twice-three 7*a | half-as-many 3*a/2
+hours-two-days h*w+k*w-c | seats-empty n*k-a-b | budget-tenths 1-a/10-b/10 | pounds-less (a-b)/100
+weights-box (a*k+b)/10 | bill-three (a+b+c)/100 | tip-bill n*(100+p)/100 | more-than-three a+b+c
 """
 
 
@@ -698,6 +719,13 @@ def test_every_family_has_at_least_thirty_wordings_in_each_language():
             questions = (min(row.user.split("\n"), key=len) if family == "reading" else row.user for row in rows)
             shapes = set(map(shape, questions))
             assert len(shapes) >= 30, (family, language, len(shapes))
+
+
+def test_a_numeral_in_a_name_counts_nothing():
+    """二年 is two years and becomes 两年; 二年级 is the second form and stays what it is."""
+    assert polished("二年级种了二年，又种了二棵", "zh") == "二年级种了两年，又种了二棵"
+    for text in ("二年级", "第二天", "十二个"):
+        assert polished(text, "zh") == text
 
 
 def rows_of_all(sample):

@@ -122,5 +122,5 @@ def wording(template: list, roles: dict, language: str, rng: random.Random) -> s
 def polished(text: str, language: str) -> str:
     """English with a capital at each start of a sentence; Chinese with 两 for a counted two."""
     if language == "zh":
-        return re.sub(r"(?<![十百第期零一二三四五六七八九])二(?=[天个点条只枚岁年次篮块步])", "两", text)
+        return re.sub(r"(?<![十百第期零一二三四五六七八九])二(?=[天个点条只枚岁次篮块步]|年(?!级))", "两", text)
     return re.sub(r'(^"?|[.]" "?|[.!?] "?|[:] "|\n"?)([a-z])', lambda found: found[1] + found[2].upper(), text)
