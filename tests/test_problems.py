@@ -434,8 +434,8 @@ def test_every_row_of_a_table_can_be_told():
         for role, spec in schema.roles:
             if spec[0] == "@":
                 sections[spec[1:]].append((schema, role))
-    accounts = {spec[1:] for schema in schemas()["account/"] for _, spec in schema.roles if spec[0] == "@"}
-    assert sections.keys() | accounts == scenes().keys()         # those of accounts: tests/test_accounts.py
+    frames = [*schemas()["account/"], *schemas()["group/"]]       # their tables: tests/test_accounts.py, test_groups.py
+    assert sections.keys() | {spec[1:] for one in frames for _, spec in one.roles if spec[0] == "@"} == scenes().keys()
     for table in sections:
         for place, row in enumerate(scenes()[table]):
             schema, role = sections[table][place % len(sections[table])]

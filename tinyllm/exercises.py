@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tinyllm.accounts import tell_account
 from tinyllm.arithmetic import rewritten, value_of, worked
 from tinyllm.grammar import polished
+from tinyllm.groups import tell_groups
 from tinyllm.lexicon import name, word
 from tinyllm.reading import reading
 from tinyllm.telling import Exercise, listed, spaced, tell, tell_chain, tell_relations
@@ -117,8 +118,8 @@ def _multiply_columns(a: int, b: int) -> list[str]:
 # ---- 3, 4, 5, 6: problems that are all data ------------------------------------------------------------------------
 
 def story(rng: random.Random, language: str, split: str) -> Exercise:
-    """3: word problems, as people type them: everyday scenes, longer stories, accounts, a chain of changes, or people
-    compared in a row."""
+    """3: word problems, as people type them: scenes, stories, accounts, equal groups, chains of changes, people in a
+    row."""
     question, steps, answer = _word_problem(rng, language, split)
     return as_typed(question, language, rng), steps, answer
 
@@ -130,8 +131,10 @@ def _word_problem(rng: random.Random, language: str, split: str) -> Exercise:
         return tell_chain(rng, language, hard)
     if kind < 2 * share:
         return tell_relations(rng, language, hard)
-    if kind < 2 * share + 0.22:
+    if kind < 2 * share + 0.23:
         return tell_account(rng, language, hard)
+    if kind < 2 * share + 0.39:
+        return tell_groups(rng, language, hard)
     told = _longer(schemas()["scene/" if rng.random() < 0.7 else "story/"], hard)
     if rng.random() < 0.2:                                       # what may go on goes on: two relations in one problem
         return tell(rng.choice([schema for schema in told if schema.leaves]), rng, language, hard, longer=True)

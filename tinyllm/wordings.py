@@ -18,8 +18,8 @@ from tinyllm.grammar import polished, template
 from tinyllm.lexicon import LANGUAGES, Concept, concepts, data_lines, members, number, plurals, word
 
 FILES = ("problems_stories.txt", "problems_scenes.txt", "problems_school.txt", "problems_upper.txt",
-         "problems_steps.txt", "problems_forms.txt", "problems_accounts.txt", "problems_chances.txt",
-         "problems_asks.txt", "problems_instructions.txt")
+         "problems_steps.txt", "problems_forms.txt", "problems_accounts.txt", "problems_groups.txt",
+         "problems_chances.txt", "problems_asks.txt", "problems_instructions.txt")
 MONEY = {"$": "dollar", "£": "pound", "dollar": "dollar", "yuan": "yuan", "euro": "euro", "coin": "coin"}
 OWNED = ("fruit", "vegetable", "flower", "treat", "toy", "stationery", "keepsake", "reading", "clothing", "ware")
 FRACTIONS = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth"}
