@@ -127,6 +127,24 @@ def test_where_it_happens_changes_nothing_else(monkeypatch):
     assert all(placed([start + "3."], "en", always) == [start + "3."] for start in UNPLACED)
 
 
+def test_what_always_holds_has_no_place_and_no_hour():
+    """`At 6 o'clock, the edge of a cube is 3 cm long` is no way to begin."""
+    ways = lambda sentence, language: {placed([sentence], language, random.Random(seed))[0] for seed in range(60)}
+    for sentence, language in (("Every box holds 6 pens.", "en"), ("The edge of a cube is 3 cm long.", "en"),
+                               ("小明今年9岁。", "zh"), ("昨天来了9人。", "zh")):
+        assert ways(sentence, language) == {sentence}
+    assert len(ways("Tom had 3 pens.", "en")) > 2 and len(ways("小明有3支笔。", "zh")) > 2
+
+
+def test_a_question_that_points_stands_behind_what_it_points_at():
+    """`How many do they have?` neither comes first nor behind a remark on something else."""
+    ways = lambda question: {telling.running(["Tom had 3 pens."], question, (["It was late."], ["All slept."]), "en",
+                                             random.Random(seed)) for seed in range(80)}
+    assert all(re.search(r"Tom had 3 pens\W+how many do they", text, re.I) for text in ways("How many do they have?"))
+    free = ways("How many pens are left?")
+    assert any(text.startswith("How many") for text in free) and any("All slept. How" in text for text in free)
+
+
 def test_two_sentences_may_become_one():
     always = random.Random(0)
     always.random = lambda: 0.0

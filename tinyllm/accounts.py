@@ -265,7 +265,7 @@ def ask_rest(account: Account) -> tuple[str, Lines]:
     lines = [("in all", f"{known}"), ("first", f"{others[0].start}"), ("rest", f"{known}-{others[0].start}")]
     if others[1:]:
         second = others[1].start
-        lines += [("second", f"{second}"), ("third", f"{known - others[0].start}-{second}")]
+        lines += [("second", f"{second}"), ("rest", f"{known - others[0].start}-{second}")]
     return account.tell("ask-rest", asked), lines
 
 

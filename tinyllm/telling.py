@@ -14,13 +14,19 @@ from tinyllm.unheard import invented, renamed, told_as
 from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
 
 Exercise = tuple[str, list[str], str]                             # question, steps, answer
-BEGINNINGS = {"A", "All", "Altogether", "An", "Another", "Each", "Every", "Half", "He", "In", "It", "Later", "Now",
-              "Of", "On", "One", "She", "Some", "Soon", "That", "The", "There", "They", "Those", "Three", "Together",
-              "Two", "We", "With"}                                # of sentences, and no names
+BEGINNINGS = {"A", "All", "Altogether", "An", "Another", "Apart", "Besides", "Compared", "Each", "Every", "Half", "He",
+              "In", "It", "Later", "Now", "Of", "On", "One", "Out", "She", "Some", "Soon", "That", "The", "There",
+              "They", "Those", "Three", "Together", "Two", "We", "With"}     # of sentences, and no names
 # First words of sentences that already say where or when.
 UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On ", "When ", "While ", "Last ", "Next ",
             "This ", "To ", "With ", "Altogether", "Together", "Later ", "Now ", "Soon ", "Yesterday", "Today", "在",
             "从", "当", "如果", "上", "下", "早", "昨", "今", "去")
+# What always holds (`The edge of a cube is`, `Every box holds`), or says its own time, has no place or hour before it.
+TIMELESS = re.compile(
+    r"\b(morning|afternoon|evening|yesterday|today|last|this|each|every|per|years? old|long|wide|high|area|edge|side|"
+    r"diameter|speed|weighs?|costs?|likes?|used to)\b|岁|厘米|面积|速度|昨|今|每|早|晚|重|元", re.I)
+POINTING = re.compile(r"\b(its?|they|them|their|these|those|that|this|he|she|his|her|him)\b|[它他她那这]|第二个|前一天",
+                      re.I)
 
 
 def tell(schema: Schema, rng: random.Random, language: str, hard: bool = False, longer: bool = False) -> Exercise:
@@ -71,11 +77,12 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
 def running(sentences: list[str], question: str, idle: tuple[list[str], list[str]], language: str,
             rng: random.Random) -> str:
     """Sentences and question as running text, between the `idle` ones, never among them: a noun and its pronoun stay
-    together. Now and then the question comes first, or Chinese sentences are joined by commas."""
+    together. Now and then a question comes first that points at nothing, or Chinese sentences are joined by commas."""
     sentences = together(placed(sentences, language, rng), language, rng)
     sentences, question = folded(sentences, question, language, rng)
-    sentences = [*idle[0], *sentences, *idle[1]]
-    if sentences and rng.random() < 0.1:
+    (before, behind), pointing = idle, POINTING.search(question)           # a question, at what came last
+    sentences = [*before, *behind, *sentences] if pointing else [*before, *sentences, *behind]
+    if sentences and not pointing and rng.random() < 0.12:
         return joined([question, *sentences], language)
     text = joined([*sentences, question], language)
     return text[:-1].replace("。", "，") + text[-1] if language == "zh" and rng.random() < 0.5 else text
@@ -104,7 +111,7 @@ def folded(sentences: list[str], question: str, language: str, rng: random.Rando
 
 def placed(sentences: list[str], language: str, rng: random.Random) -> list[str]:
     """Now and then the first sentence says where, or when: `At the blick fair Tom bought 3 apples.`"""
-    if not sentences or sentences[0].startswith(UNPLACED) or rng.random() >= 0.12:
+    if not sentences or sentences[0].startswith(UNPLACED) or TIMELESS.search(sentences[0]) or rng.random() >= 0.15:
         return sentences
     setting = rng.choice(schemas()["setting/"])
     where = pick(setting.facts[0], draw(setting, rng, given=unheard_of(language, rng)), language, rng)

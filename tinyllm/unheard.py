@@ -59,7 +59,8 @@ def thing(one: Concept, rng: random.Random) -> Concept:
         english = english.capitalize() if rng.random() < 0.3 else english
         return replace(one, english=english, plural=plural(english), chinese=chinese)
     if kind < 0.7:
-        english, chinese = rng.choice(parts("modifier", "en")), rng.choice(parts("modifier", "zh"))
+        english = rng.choice([word for word in parts("modifier", "en") if word not in one.english.split()])
+        chinese = rng.choice([word for word in parts("modifier", "zh") if word[0] not in one.chinese])
     return replace(one, english=f"{english} {one.english}", plural=f"{english} {plurals(one)}",
                    chinese=chinese + one.chinese)
 
