@@ -149,6 +149,27 @@ def test_in_many_problems_a_number_does_not_matter(told):
     assert ROUNDS / 6 < idle < ROUNDS / 2, idle
 
 
+def test_of_three_perhaps_only_two_are_asked_for(told):
+    """`How many do Ann and Tom have together?`, and Bob's number does not matter."""
+    some = 0
+    for seed in range(3 * ROUNDS):
+        *_, record, _ = told(seed, "en")
+        known = {owner for kind, owners, _ in record[:-1] for owner in owners}
+        some += record[-1][0] == "ask-all2" and len(known) == 3
+    assert some > 3
+
+
+def test_they_are_nothing_else_than_what_is_asked_for(told):
+    """`29 carrots and 14 melons. They are put into bags`: which? Beside another kind no story goes on."""
+    also = 0
+    for seed in range(3 * ROUNDS):
+        *_, record, further = told(seed, "en")
+        beside = any(kind == "also" for kind, _, _ in record)
+        also += beside
+        assert not (beside and further), record
+    assert also > 20
+
+
 @pytest.mark.parametrize("frame", schemas()["account/"], ids=lambda frame: frame.name)
 def test_every_account_can_be_asked_what_its_sentences_allow(frame, monkeypatch):
     """Every question in both languages, with no slot left open; and no sentence is there that is never told."""

@@ -94,6 +94,13 @@ def test_she_stays_she_and_what_is_counted_is_counted_alike():
         assert unheard.thing(thing, rng).measure == thing.measure
 
 
+def test_no_thing_is_red_twice():
+    """A red apple may become a big red apple, never a red red apple."""
+    red = next(one for one in choices("fruit") if one.english == "red apple")
+    names = {unheard.thing(red, random.Random(seed)).english for seed in range(2000)}
+    assert "big red apple" in names and "red red apple" not in names
+
+
 def test_a_title_fits_who_bears_it():
     """Mrs. Hill is no boy; and most people have none."""
     rng, titled = random.Random(0), {"boy": set(), "girl": set()}
