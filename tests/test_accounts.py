@@ -127,8 +127,8 @@ def test_a_line_computes_with_numbers_that_have_been_written(told):
         written = set()
         for step in steps:
             label, _, said = step.rpartition("：")
-            if label and re.search(r"[-+]", said):
-                assert written.issuperset(map(int, re.split("[-+]", said.split("=")[0]))), (step, question)
+            if label and re.search(r"[-+*/]", said) and label != "一半":        # which brings its own 2
+                assert written.issuperset(map(int, re.split("[-+*/]", said.split("=")[0]))), (step, question)
             written |= set(results([step]))
         if record[-1][0] == "ask-start":
             changes = [numbers["b"] for kind, _, numbers in record if kind in ("gain", "loss", "gift")]

@@ -8,8 +8,9 @@ from fractions import Fraction
 import pytest
 
 from tinyllm.arithmetic import value_of
-from tinyllm.groups import LABELS, QUESTIONS, Groups, tell_groups
+from tinyllm.groups import QUESTIONS, Groups, tell_groups
 from tinyllm.lexicon import LANGUAGES, number
+from tinyllm.telling import LABELS
 from tinyllm.wordings import say, scenes, schemas
 
 ROUNDS = 600
@@ -164,18 +165,16 @@ def test_three_numbers_are_told_and_asked_in_many_ways():
     """The relation is one; what must not be learnt is one way to say it."""
     for kind in ("both", "total", "number", "each", "ask-total", "ask-number", "ask-each"):
         sections = [schemas()[f"{frame.name.split('/')[1]}/{kind}"][0].facts[0] for frame in FRAMES]
-        assert len(sections) >= 10
-        for language, least in (("en", 12), ("zh", 10)):
-            assert sum(len(texts[language]) for texts in sections) >= least
+        for language in LANGUAGES:
+            assert sum(len(texts[language]) for texts in sections) >= 25
             assert all(texts[language] for texts in sections)
 
 
 def test_he_is_somebody_who_has_been_named(told):
-    """A pronoun without a person before it, or with two, could be anybody."""
+    """A pronoun without a person before it could be anybody."""
     for seed in range(ROUNDS):
         groups = Groups(random.Random(seed).choice(FRAMES), random.Random(seed), "en", False)
-        ask = next(ask for ask in QUESTIONS if groups.can(QUESTIONS[ask][0]))
-        ask(groups)
+        random.Random(seed).choice([ask for ask, (kind, _) in QUESTIONS.items() if groups.can(kind)])(groups)
         if groups.sentences and "A" in groups.roles:
             assert not re.match(r"([Hh]e|[Ss]he|[Hh]is|[Hh]er)\b(?! [A-Z])", groups.sentences[0])      # He Ping may
         question = told(seed, "en")[0]

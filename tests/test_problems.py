@@ -444,7 +444,7 @@ def test_every_row_of_a_table_can_be_told():
                 question = worded(schema, draw(schema, rng, given={role: row}), rng, language)
                 assert not re.search(r"[{}\[\]|@+]|  ", question), question
                 assert not re.search("[\u3400-\u9fff]" if language == "en" else "[a-z]{2}", question), question
-    assert sum(map(len, scenes().values())) > 200 and len(schemas()["scene/"]) > 100
+    assert sum(map(len, scenes().values())) > 1000 and len(schemas()["scene/"]) > 400
 
 
 def test_a_number_that_does_not_matter_is_of_somebody_and_something_else():

@@ -10,14 +10,10 @@ from dataclasses import dataclass, field
 
 from tinyllm.arithmetic import value_of
 from tinyllm.lexicon import Concept, alike
-from tinyllm.telling import Exercise, around, going_on, running, steps_of
+from tinyllm.telling import Exercise, Lines, around, going_on, noted, running
 from tinyllm.unheard import renamed, told_as
 from tinyllm.wordings import Scene, Schema, choices, draw, draw_next, pick, say, schemas
 
-Lines = list[tuple[str, str]]                                    # label, expression
-LABELS = {"start": "开始", "more": "增加", "less": "减少", "now": "现在", "left": "剩下", "before": "之前",
-          "first": "第一", "second": "第二", "third": "第三", "so far": "前两个", "in all": "一共", "rest": "其余",
-          "difference": "相差", "more than": "多", "fewer": "少", "times": "倍数"}
 TOPS = (12, 20, 60, 60, 100, 600, 6000)                          # largest numbers of an account
 
 
@@ -53,7 +49,7 @@ class Account:
             owners = self._owners(dict(frame.roles)[self.letters[0]])
         self.entries = [Entry(owner, rng.randint(2, self.top)) for owner in owners]
         self.told: list[Entry] = []
-        self.asked: tuple[Entry, ...] = ()
+        self.asked: tuple[Entry, ...] = ()                       # in the last sentence: in the end, the question
         self.clear = True                                        # `they` can only be the things the frame is about
         self.names = renamed(self.roles | dict(zip(self.letters, owners)), set(), rng)
 
@@ -77,8 +73,9 @@ class Account:
     def tell(self, kind: str, *entries: Entry, **numbers: int) -> str:
         """A sentence of the kind; the first of `entries` is its {A} (or {X}, {T}), the next its {B}."""
         given = self.roles | dict(zip(self.letters, [entry.owner for entry in entries])) | numbers
-        schema, known = self.rng.choice(schemas()[f"{self.name}/{kind}"]), [entry.owner for entry in self.entries]
-        known, self.asked = [one for one in (*known, *self.roles.values()) if isinstance(one, Concept)], entries
+        schema, self.asked = self.rng.choice(schemas()[f"{self.name}/{kind}"]), entries
+        named = (*self.roles.values(), *(entry.owner for entry in self.entries))
+        known = [one for one in named if isinstance(one, Concept)]
         while True:
             roles = draw(schema, self.rng, given=given)
             new = [roles[role] for role in roles.keys() - given.keys() if isinstance(roles[role], Concept)]
@@ -283,9 +280,7 @@ def tell_account(rng: random.Random, language: str, hard: bool) -> Exercise:
         ask = rng.choice([question for question, kinds in QUESTIONS.items() if account.can(*kinds)])
         question, lines = ask(account)
         answer = value_of(lines[-1][1])
-    labelled = [("", expression, {"en": label, "zh": LABELS[label]}) for label, expression in lines]
-    steps = steps_of(labelled, {}, language)
-    sentences, final = account.sentences, str(answer)
+    steps, sentences, final = noted(lines, language), account.sentences, str(answer)
     alone = ask in (ask_one, ask_total) and account.clear and len(account.asked) == len(account.told)
     if "X" in account.roles and alone and rng.random() < 0.35:   # `they` can only be those asked for
         further = draw_next("next/", rng, hard, {"X": account.roles["X"], "n": answer})

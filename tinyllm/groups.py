@@ -8,13 +8,11 @@ import random
 from dataclasses import replace
 
 from tinyllm.arithmetic import value_of
-from tinyllm.telling import Exercise, around, running, steps_of
+from tinyllm.telling import Exercise, Lines, around, noted, running
 from tinyllm.unheard import renamed, told_as
 from tinyllm.wordings import Schema, draw, pick, schemas
 
-Lines = list[tuple[str, str]]                                    # label, expression
-LABELS = {"more": "增加", "less": "减少", "now": "现在", "left": "剩下", "each": "每份", "used": "用去", "full": "装满",
-          "start": "开始", "first": "第一", "second": "第二", "number": "份数", "in all": "一共", "difference": "相差"}
+# The pronouns of somebody; what has none here, such as `the factory`, keeps its name.
 HE = {"boy": ("he", "他"), "girl": ("she", "她")}
 CHANGES = {"loss": ("less", "left", "-"), "gain": ("more", "now", "+")}
 LARGE, WORKED_OUT, BESIDE = 0.2, 0.45, 0.16                      # shares of problems
@@ -26,7 +24,8 @@ class Groups:
     def __init__(self, frame: Schema, rng: random.Random, language: str, hard: bool):
         self.name, self.rng, self.language, self.hard = frame.name.split("/")[1], rng, language, hard
         self.roles, self.sentences = draw(frame, rng), []
-        self.names, self.way = renamed(self.roles, set(), rng), ""
+        self.names = renamed(self.roles, set(), rng)
+        self.number_told = ""                                    # in which way: decides how `each` is told
         self.number, self.each = self.sizes()
         self.total = self.number * self.each
 
@@ -46,13 +45,15 @@ class Groups:
     def tell(self, kind: str, **given: object) -> str:
         """A sentence of the kind; somebody who has been named, and nobody else has, may be `he` or `she` in it."""
         roles, texts = told_as(self.roles | given, self.names), schemas()[f"{self.name}/{kind}"][0].facts[0]
-        before, who, said = "".join(self.sentences), roles.get("A"), "he's"
+        before, who = "".join(self.sentences), roles.get("A")
         named = lambda one: one and (one.english in before or one.chinese in before)
         if named(who) and not named(roles.get("B")):
             english, chinese = HE.get(who.features["sex"][0], (who.english, who.chinese))
             he = self.rng.choice((who, replace(who, english=english, plural=english, chinese=chinese)))
             said = pick(texts, roles | {"A": he}, self.language, self.rng)
-        return pick(texts, roles, self.language, self.rng) if "he's" in said else said
+            if "he's" not in said:                               # Tom's must not become he's
+                return said
+        return pick(texts, roles, self.language, self.rng)
 
     def add(self, kind: str, **given: object) -> None:
         """One sentence more."""
@@ -81,7 +82,8 @@ class Groups:
         else:
             unit = 1 if self.can("into") else self.each          # nobody pays half a ticket
             lines = self.two_parts(way, t, "in all", unit) if way else [("in all", f"{t}")]
-            self.sentences += [] if way else [self.tell(kind, t=t)]
+            if not way:
+                self.add(kind, t=t)
         if self.can("rest"):
             self.roles["R"] = self.tell("rest" if way == "loss" else "all")
         return lines
@@ -89,22 +91,22 @@ class Groups:
     def tell_number(self, *ways: str) -> Lines:
         """How many groups: told, or in one of the `ways`: the sum of two, or all but some."""
         g, possible = self.number, [way for way in ways if self.can(way) and self.number > 3]
-        self.way = self.rng.choice(possible) if possible and self.wants_more() else "number"
-        if self.way == "numbers":
+        way = self.number_told = self.rng.choice(possible) if possible and self.wants_more() else "number"
+        if way == "numbers":
             return self.two_parts("numbers", g, "number")
-        if self.way == "number":
+        if way == "number":
             self.add("number", g=g)
             return [("number", f"{g}")]
         b = self.rng.randint(2, g // 2 + 1)
-        self.add("field" if self.way == "missed" else "number", g=g + b)
-        self.add(self.way, b=g if self.way == "fewer-but" else b)
-        if self.way == "fewer-but":                              # how many there were first does not matter
+        self.add("field" if way == "missed" else "number", g=g + b)
+        self.add(way, b=g if way == "fewer-but" else b)
+        if way == "fewer-but":                                   # how many there were first does not matter
             return [("number", f"{g}")]
         return [("start", f"{g + b}"), ("less", f"{b}"), ("number", f"{g + b}-{b}")]
 
     def tell_each(self) -> Lines:
         """How many in each group, or in each of those that the number of groups was about: told, or two kinds."""
-        e, kind = self.each, {"fewer": "each-full", "fewer-but": "each-but"}.get(self.way, "each")
+        e, kind = self.each, {"fewer": "each-full", "fewer-but": "each-but"}.get(self.number_told, "each")
         kind = kind if self.can(kind) else "each"
         if kind == "each" and e > 3 and self.can("eaches") and self.wants_more():
             return self.two_parts("eaches", e, "each")
@@ -147,14 +149,15 @@ def ask_share(groups: Groups) -> tuple[str, Lines]:
     apart = not acted and not inside and action == "by"          # the size in a sentence of its own, perhaps the first
     told = groups.tell_each() if apart and rng.random() < 0.4 else []
     lines = groups.tell_total("plan" if planned else "total", regrouped=acted and not inside) + told
+    saying = "took" if action == "into" and not planned and groups.can("took") else action
     if apart:
         lines += [] if told else groups.tell_each()
-    elif not inside and not groups.can("took") and not groups.can("into"):
-        lines += groups.tell_number("numbers", "missed")
-    else:
-        took = action == "into" and not planned and groups.can("took")
-        groups.sentences += [] if inside else [groups.tell("took" if took else action, **known)]
+    elif inside or groups.can(saying):
+        if not inside:
+            groups.add(saying, **known)
         lines.append((size, f"{divisor}"))
+    else:                                                        # nothing is put into groups: they are there
+        lines += groups.tell_number("numbers", "missed")
     lines.append((asked, f"{groups.total}/{divisor}"))
     kind = f"with-{asked}" if inside else f"ask-{asked}-plan" if planned else f"ask-{asked}"
     return groups.tell(kind, **known), lines
@@ -211,7 +214,8 @@ def ask_rates(groups: Groups) -> tuple[str, Lines]:
     """Two who do the same for as long: together, or how much more the one does."""
     a, g, rng = groups.each, groups.number, groups.rng
     b = rng.choice([n for n in range(max(a - 12, 2), a + 12) if n != a])
-    groups.sentences += [groups.tell("rates", a=a, b=b), groups.tell("rates-number", g=g)]
+    told = [groups.tell("rates", a=a, b=b), groups.tell("rates-number", g=g)]     # both with the name: `he` could be B
+    groups.sentences += told
     if groups.can("ask-apart") and rng.random() < 0.5:
         (less, minor), (more, major) = sorted([(a, "A"), (b, "B")])
         question = groups.tell("ask-apart", M=groups.roles[major], N=groups.roles[minor])
@@ -228,17 +232,16 @@ QUESTIONS = {ask_total: ("both", 6), ask_share: ("total", 10), ask_whole: ("whol
 
 def tell_groups(rng: random.Random, language: str, hard: bool) -> Exercise:
     """One question about equal groups; in one of six problems a number of something else is told besides."""
-    answer = total = 0
-    while not 0 < answer < 10000 > total:
+    answer = 0
+    while not 0 < answer < 10000:
         groups = Groups(rng.choice(schemas()["group/"]), rng, language, hard)
         options = {ask: share for ask, (kind, share) in QUESTIONS.items() if groups.can(kind)}
         question, lines = rng.choices(list(options), list(options.values()))[0](groups)
-        answer, total = value_of(lines[-1][1]), groups.total
-    labelled = [("", expression, {"en": label, "zh": LABELS[label]}) for label, expression in lines]
+        answer = value_of(lines[-1][1])
     idle = around(told_as(groups.roles, groups.names), language, rng)
     if rng.random() < BESIDE:
         rng.choice(idle).append(beside(groups))
-    return running(groups.sentences, question, idle, language, rng), steps_of(labelled, {}, language), str(answer)
+    return running(groups.sentences, question, idle, language, rng), noted(lines, language), str(answer)
 
 
 def beside(groups: Groups) -> str:

@@ -14,6 +14,11 @@ from tinyllm.unheard import invented, renamed, told_as
 from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
 
 Exercise = tuple[str, list[str], str]                             # question, steps, answer
+Lines = list[tuple[str, str]]                                     # of a solution: label, expression
+LABELS = {"start": "开始", "more": "增加", "less": "减少", "now": "现在", "left": "剩下", "before": "之前",
+          "first": "第一", "second": "第二", "third": "第三", "so far": "前两个", "in all": "一共", "rest": "其余",
+          "difference": "相差", "more than": "多", "fewer": "少", "times": "倍数", "used": "用去", "number": "份数",
+          "each": "每份", "full": "装满"}
 BEGINNINGS = {"A", "All", "Altogether", "An", "Another", "Apart", "Besides", "Compared", "Each", "Every", "Half", "He",
               "In", "It", "Later", "Now", "Of", "On", "One", "Out", "She", "Some", "Soon", "That", "The", "There",
               "They", "Those", "Three", "Together", "Two", "We", "With"}     # of sentences, and no names
@@ -21,10 +26,12 @@ BEGINNINGS = {"A", "All", "Altogether", "An", "Another", "Apart", "Besides", "Co
 UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On ", "When ", "While ", "Last ", "Next ",
             "This ", "To ", "With ", "Altogether", "Together", "Later ", "Now ", "Soon ", "Yesterday", "Today", "在",
             "从", "当", "如果", "上", "下", "早", "昨", "今", "去")
-# What always holds (`The edge of a cube is`, `Every box holds`), or says its own time, has no place or hour before it.
+# What always holds (`The edge of a cube is`, `Every box holds`), prices, weights, and what says its own time, have no
+# place or hour before them.
 TIMELESS = re.compile(
     r"\b(morning|afternoon|evening|yesterday|today|last|this|each|every|per|years? old|long|wide|high|area|edge|side|"
     r"diameter|speed|weighs?|costs?|likes?|used to)\b|岁|厘米|面积|速度|昨|今|每|早|晚|重|元", re.I)
+# A question with one of these points at what came last.
 POINTING = re.compile(r"\b(its?|they|them|their|these|those|that|this|he|she|his|her|him)\b|[它他她那这]|第二个|前一天",
                       re.I)
 
@@ -76,11 +83,12 @@ def worded(schema: Schema, roles: dict, rng: random.Random, language: str) -> st
 
 def running(sentences: list[str], question: str, idle: tuple[list[str], list[str]], language: str,
             rng: random.Random) -> str:
-    """Sentences and question as running text, between the `idle` ones, never among them: a noun and its pronoun stay
-    together. Now and then a question comes first that points at nothing, or Chinese sentences are joined by commas."""
+    """Sentences and question as running text, between the `idle` ones, or behind all of them if the question points: a
+    noun and its pronoun stay together. Now and then a question comes first that points at nothing, or Chinese sentences
+    are joined by commas."""
     sentences = together(placed(sentences, language, rng), language, rng)
     sentences, question = folded(sentences, question, language, rng)
-    (before, behind), pointing = idle, POINTING.search(question)           # a question, at what came last
+    (before, behind), pointing = idle, POINTING.search(question)
     sentences = [*before, *behind, *sentences] if pointing else [*before, *sentences, *behind]
     if sentences and not pointing and rng.random() < 0.12:
         return joined([question, *sentences], language)
@@ -178,6 +186,11 @@ def steps_of(steps: list, roles: dict, language: str) -> list[str]:
         first, *rest = work or [str(value)]
         lines += [prefix + first, *rest]
     return lines
+
+
+def noted(lines: Lines, language: str) -> list[str]:
+    """The written steps of lines whose labels are common to all problems."""
+    return steps_of([("", expression, {"en": label, "zh": LABELS[label]}) for label, expression in lines], {}, language)
 
 
 def spaced(sign: str, language: str) -> str:

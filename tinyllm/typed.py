@@ -1,4 +1,4 @@
-"""Questions as people type them: 12,500, a sign of another width, a comma or question mark left out.
+"""Questions as people type them: 12,500, a sign of another width, the commas or the last sign left out.
 
 In: a tidy question. Out: the same one, now and then less tidy; its numbers and words are untouched. Used by
 exercises.py; explained by tests/test_typed.py.
@@ -12,7 +12,7 @@ NARROW = str.maketrans("，？：；（）", ",?:;()")
 
 
 def as_typed(question: str, language: str, rng: random.Random) -> str:
-    """`question` with thousands in threes, with fewer signs, or in Chinese with signs of another width."""
+    """`question` with thousands in threes, without commas or its last sign; in Chinese with signs of another width."""
     if language == "zh":
         if rng.random() < WIDTH:
             return question.replace("。", "．") if rng.random() < 0.4 else question.translate(NARROW)

@@ -129,7 +129,7 @@ def _things() -> list[Concept]:
 @functools.cache
 def choices(spec: str) -> list[Concept | Scene]:
     """What a role may be: `person`, `pupil`, `anyone`, `@place` (a row of that table), or the concepts of classes
-    (`fruit|toy`) that can be counted one by one; `any` is all that people own."""
+    (`fruit|toy`) that can be counted one by one; `any`, alone or among classes, is all that people own."""
     if spec in _people():
         return _people()[spec]
     if spec[0] == "@":
@@ -145,6 +145,7 @@ def choices(spec: str) -> list[Concept | Scene]:
 
 @functools.cache
 def _all_of(spec: str) -> frozenset[Concept | Scene]:
+    """choices(spec) to look things up in."""
     return frozenset(choices(spec))
 
 
