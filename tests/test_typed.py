@@ -3,6 +3,9 @@
 import random
 import re
 
+from tinyllm.lexicon import LANGUAGES
+from tinyllm.overlap import shape
+from tinyllm.problems import normalise, problem
 from tinyllm.typed import as_typed
 
 ROUNDS = range(300)
@@ -31,6 +34,17 @@ def test_only_signs_are_left_out_or_changed():
         found = ways(question, language)
         assert {letters(way) for way in found} == {letters(question)} and len(found) == 3, found
         assert language == "zh" or all("3, 4 and 5" in way for way in found)
+
+
+def test_a_question_is_the_same_question_however_it_is_typed():
+    """Else one could stand in training with a comma in its number, and in the test without."""
+    for index in range(300):
+        for language in LANGUAGES:
+            question = problem(index, family="story", language=language).user
+            for seed in range(4):
+                typed = as_typed(question, language, random.Random(seed))
+                assert normalise(typed) == normalise(question), typed
+    assert shape("61,921 pens, 500 ribbons") == shape("7 pens, 5 ribbons")
 
 
 def test_most_questions_stay_tidy():

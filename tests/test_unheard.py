@@ -1,5 +1,6 @@
 """Names and things nobody has heard of: a word problem stays the same problem when its words are new."""
 
+import collections
 import itertools
 import random
 import re
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tinyllm import telling, unheard
+from tinyllm.exercises import story
 from tinyllm.lexicon import LANGUAGES, SMALL, TENS, word
 from tinyllm.telling import UNPLACED, fixed_in, inside, placed, tell, together
 from tinyllm.wordings import choices, draw, schemas
@@ -150,6 +152,19 @@ def test_a_question_that_points_stands_behind_what_it_points_at():
     assert all(re.search(r"Tom had 3 pens\W+how many do they", text, re.I) for text in ways("How many do they have?"))
     free = ways("How many pens are left?")
     assert any(text.startswith("How many") for text in free) and any("All slept. How" in text for text in free)
+
+
+def test_a_sentence_inside_another_begins_small(monkeypatch):
+    """`If originally Tom had 5, how many ...?`: a first word keeps its capital there if it is a name."""
+    told, keep = [], inside
+    monkeypatch.setattr(telling, "inside", lambda sentence: told.append(sentence) or keep(sentence))
+    for index in range(6000):
+        story(random.Random(index), "en", "train")
+    names = {word(one, "", "en", None).split()[0] for one in choices("anyone")} | {
+        name for kind in ("boy", "girl", "boy title", "girl title") for name in unheard.parts(kind, "en")}
+    firsts = collections.Counter(sentence.split()[0] for sentence in told if re.match("[A-Z][a-z]+ [a-z]", sentence))
+    common = {first for first, count in firsts.items() if count > 2} - names         # an invented name comes once
+    assert len(common) > 10 and not {first for first in common if inside(f"{first} it went.")[0].isupper()} - {"Mum"}
 
 
 def test_two_sentences_may_become_one():

@@ -64,7 +64,11 @@ class Account:
         row = self.roles.get(spec)
         options = [one for one in choices(row.things if row else spec)
                    if " of " not in one.english and one.kinds[0] not in ("crowd", "rider")]
-        return self.rng.sample(options, min(3, len(options)))
+        owners: list[Concept] = []
+        for one in self.rng.sample(options, len(options)):
+            if len(owners) < 3 and not any(alike(one, other) for other in owners):
+                owners.append(one)
+        return owners
 
     def can(self, *kinds: str) -> bool:
         """Whether this frame has sentences of these kinds."""
@@ -74,8 +78,8 @@ class Account:
         """A sentence of the kind; the first of `entries` is its {A} (or {X}, {T}), the next its {B}."""
         given = self.roles | dict(zip(self.letters, [entry.owner for entry in entries])) | numbers
         schema, self.asked = self.rng.choice(schemas()[f"{self.name}/{kind}"]), entries
-        named = (*self.roles.values(), *(entry.owner for entry in self.entries))
-        known = [one for one in named if isinstance(one, Concept)]
+        named = [*self.roles.values(), *(entry.owner for entry in self.entries)]
+        known = [self.names.get(one, one) for one in named if isinstance(one, Concept)]
         while True:
             roles = draw(schema, self.rng, given=given)
             new = [roles[role] for role in roles.keys() - given.keys() if isinstance(roles[role], Concept)]
@@ -130,7 +134,8 @@ class Account:
             small.start, large.start = known.start, known.start * times
             self.sentences.append(self.tell("times-of", large, small, k=times))
             return "times", "*" if more else "/", times
-        entry.start += 2 * (abs(entry.start - known.start) < 2)
+        if abs(entry.start - known.start) < 2:                   # nobody has `1 more shells`
+            entry.start = known.start + 2
         more, gap = entry.start > known.start, abs(entry.start - known.start)
         pair, kind = ((entry, known) if more else (known, entry)), "more-than"
         if self.rng.random() < 0.4:

@@ -27,7 +27,7 @@ def _tokens(text: str) -> list[str]:
 
 def shape(question: str) -> str:
     """The wording of a question with names, numbers and expressions masked."""
-    text = _names().sub("@", question)
+    text = _names().sub("@", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", question))            # 61,921 is a number
     return re.sub(r"[-+*/=×÷() ]*[\dx][-+*/=×÷().:\d ]*", "#", re.sub(f"[{DIGITS}十百两]+", "#", text))
 
 

@@ -112,6 +112,7 @@ def normalise(question: str) -> str:
     "What is 2 × 13 + 3" are one, `3n+5=20` and `3x+5=20` too.
     """
     text = unicodedata.normalize("NFKC", question).lower().replace("×", "*").replace("÷", "/")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)         # 61,921
     tight = re.sub(r"\s", "", text)
     sums = re.findall(r"(?:[a-z](?=[-+*/])|[-(]*\d)[-+*/()=\da-z]*[-+*/(=]\(*\d[-+*/()=\d]*", tight)
     if len(sums) == 1 and not re.search(r"\d", tight.replace(sums[0], "")):

@@ -19,9 +19,12 @@ LABELS = {"start": "开始", "more": "增加", "less": "减少", "now": "现在"
           "first": "第一", "second": "第二", "third": "第三", "so far": "前两个", "in all": "一共", "rest": "其余",
           "difference": "相差", "more than": "多", "fewer": "少", "times": "倍数", "used": "用去", "number": "份数",
           "each": "每份", "full": "装满"}
-BEGINNINGS = {"A", "All", "Altogether", "An", "Another", "Apart", "Besides", "Compared", "Each", "Every", "Half", "He",
-              "In", "It", "Later", "Now", "Of", "On", "One", "Out", "She", "Some", "Soon", "That", "The", "There",
-              "They", "Those", "Three", "Together", "Two", "We", "With"}     # of sentences, and no names
+BEGINNINGS = {"A", "All", "Along", "Altogether", "Among", "An", "Another", "Apart", "Autumn", "Before", "Besides",
+              "Children", "Compared", "Each", "Earlier", "Every", "Everybody", "Everyone", "First", "Going", "Half",
+              "He", "In", "It", "Later", "Meals", "Nearby", "Next", "Now", "Of", "On", "One", "Only", "Originally",
+              "Out", "Pupils", "Seats", "She", "So", "Some", "Someone", "Soon", "Spring", "Summer", "That", "The",
+              "Their", "Then", "There", "They", "Those", "Three", "Tickets", "Today", "Together", "Two", "Until", "We",
+              "What", "Winter", "With", "Yesterday"}     # of sentences, and no names
 # First words of sentences that already say where or when.
 UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On ", "When ", "While ", "Last ", "Next ",
             "This ", "To ", "With ", "Altogether", "Together", "Later ", "Now ", "Soon ", "Yesterday", "Today", "在",
