@@ -39,7 +39,7 @@ PLAIN_SYSTEMS = {"en": [*[""] * 9, "You are a helpful assistant.", "Answer the q
 
 
 # How often a family is drawn for training: what is hard for a small model comes more often than what it knows soon.
-TRAIN_SHARES = {"expression": 6, "column": 5, "story": 18, "chance": 2, "rate": 1, "equation": 3, "order": 6,
+TRAIN_SHARES = {"expression": 6, "column": 5, "story": 12, "chance": 2, "rate": 1, "equation": 3, "order": 6,
                 "series": 3, "reading": 4}
 
 

@@ -47,7 +47,7 @@ class QuickstartConfig(Settings):
     """
 
     preset: str = opt("nano", "shape of the model; base takes hours", choices=tuple(PRESETS))
-    minutes: float = opt(12.8, "minutes of training, all stages together", low=0.01)
+    minutes: float = opt(12.5, "minutes of training, all stages together", low=0.01)
     batch_ramp: list[int] = opt([500, 1000], "steps of the third stage at which the rows per step double", low=1)
     documents: int = opt(6_000, "stories and pages of the schoolbook to read", low=2)
     problems: int = opt(50_000, "problems with steps to learn from", low=10)
