@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tinyllm import parts as parts_module
-from tinyllm.prepare import PrepareConfig, main, prepare, sample, table
+from tinyllm.prepare import PrepareConfig, main, make_plan, prepare, sample, sources, table
 from tinyllm.tokenizer import Tokenizer, train
 
 EN = ["owl", "fox", "river", "stone", "night", "moon", "bread", "garden", "winter", "letter", "silver", "window", "the"]
@@ -184,6 +184,20 @@ def test_the_same_command_again_has_nothing_to_do_and_another_starts_over(config
     assert {path.name: path.stat().st_mtime_ns for path in Path(config.out).iterdir()} != before
     (corpus / "e.txt").write_text(story(5000), encoding="utf-8")
     assert prepare(config)["kept"]["documents"] == 301
+
+
+def test_the_built_in_texts_are_written_anew_when_what_makes_them_changes(monkeypatch):
+    """A module of the generator that the plan forgets would leave the old texts in place, without a word."""
+    made_by = {path.stem for path in sources("world", "schoolbook")}
+    assert {"lexicon", "unheard", "accounts", "groups", "typed", "sums", "reading", "simulation"} <= made_by
+    assert not made_by & {"model", "train", "pretrain"}
+    code = lambda: make_plan(PrepareConfig(), [])["code"]
+    before = code()
+    assert code() == before
+    read = Path.read_bytes
+    for name in ("groups.py", "problems_forms.txt", "world_plots.txt", "clean.py"):
+        monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
+        assert code() != before, name
 
 
 def test_parts_of_another_plan_are_not_mixed_in(config, capsys):

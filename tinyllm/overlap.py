@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 from tinyllm.lexicon import DIGITS, LANGUAGES, word
+from tinyllm.typed import without_separators
 from tinyllm.wordings import choices
 
 
@@ -27,7 +28,7 @@ def _tokens(text: str) -> list[str]:
 
 def shape(question: str) -> str:
     """The wording of a question with names, numbers and expressions masked."""
-    text = _names().sub("@", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", question))            # 61,921 is a number
+    text = _names().sub("@", without_separators(question))
     return re.sub(r"[-+*/=×÷() ]*[\dx][-+*/=×÷().:\d ]*", "#", re.sub(f"[{DIGITS}十百两]+", "#", text))
 
 

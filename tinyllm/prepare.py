@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -131,13 +132,24 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
         settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
     package = Path(__file__).parent
     rules = [package / name for name in ("clean.py", "corpus.py", "parts.py")]
-    names = ("lexicon.py", "grammar.py", "simulation.py", "world*.*", "arithmetic.py", "wordings.py", "telling.py",
-             "reading.py", "exercises.py", "problems*.*", "schoolbook.py")
-    rules += [] if files else sorted(path for name in names for path in package.glob(name))
+    if not files:
+        rules += [*sources("world", "schoolbook"), *sorted([*package.glob("world_*"), *package.glob("problems_*")])]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in rules))
     stats = [(str(file), file.stat()) for file in files]
     return {"version": __version__, "code": code.hexdigest(), "settings": settings,
             "inputs": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+
+
+def sources(*modules: str) -> list[Path]:
+    """The files of the modules and of all that they import from this package: what their output depends on."""
+    found, waiting = {}, list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = Path(__file__).parent / f"{name}.py"
+        if name not in found and path.is_file():
+            found[name] = path
+            waiting += re.findall(r"^from tinyllm\.(\w+) import", path.read_text(encoding="utf-8"), re.M)
+    return [found[name] for name in sorted(found)]
 
 
 def finished_report(out: Path, plan: dict) -> dict | None:

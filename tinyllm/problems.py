@@ -27,6 +27,7 @@ from tinyllm.lexicon import LANGUAGES, concepts, name, word
 from tinyllm.overlap import report, table
 from tinyllm.reading import drawn_story
 from tinyllm.telling import answer_of, worded
+from tinyllm.typed import without_separators
 from tinyllm.wordings import Schema, ask, choices, draw, schemas
 
 SPLITS = {"val": 0, "test": 1, "harder": 2}       # hash of the question modulo 10; the other seven belong to train
@@ -112,7 +113,7 @@ def normalise(question: str) -> str:
     "What is 2 × 13 + 3" are one, `3n+5=20` and `3x+5=20` too.
     """
     text = unicodedata.normalize("NFKC", question).lower().replace("×", "*").replace("÷", "/")
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)         # 61,921
+    text = without_separators(text)
     tight = re.sub(r"\s", "", text)
     sums = re.findall(r"(?:[a-z](?=[-+*/])|[-(]*\d)[-+*/()=\da-z]*[-+*/(=]\(*\d[-+*/()=\d]*", tight)
     if len(sums) == 1 and not re.search(r"\d", tight.replace(sums[0], "")):

@@ -22,3 +22,8 @@ def as_typed(question: str, language: str, rng: random.Random) -> str:
     if rng.random() < BARE:
         question = re.sub(r"(?<!\d), (?!\d)", " ", question) if rng.random() < 0.6 else question.rstrip("?.")
     return question
+
+
+def without_separators(text: str) -> str:
+    """61,921 as 61921: what as_typed() may have set apart."""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
