@@ -1,5 +1,6 @@
 """Accounts: what is told is enough to answer, and the answer follows from what is told, worked out here again."""
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -10,7 +11,7 @@ import pytest
 from tinyllm import accounts
 from tinyllm.accounts import QUESTIONS, Account, tell_account
 from tinyllm.arithmetic import value_of
-from tinyllm.lexicon import LANGUAGES, number
+from tinyllm.lexicon import LANGUAGES, Concept, alike, number
 from tinyllm.telling import going_on
 from tinyllm.wordings import choices, draw, say, scenes, schemas
 
@@ -168,6 +169,22 @@ def test_they_are_nothing_else_than_what_is_asked_for(told):
         also += beside
         assert not (beside and further), record
     assert also > 20
+
+
+def test_those_with_a_number_cannot_be_confused():
+    """Fish beside carp, apps beside game apps: whose number is whose, and are the ones among the others?"""
+    for frame in schemas()["account/"]:
+        for seed in range(150):
+            owners = [entry.owner for entry in Account(frame, random.Random(seed), "en", hard=False).entries]
+            if isinstance(owners[0], Concept):
+                assert not any(alike(one, other) for one, other in itertools.combinations(owners, 2)), owners
+
+
+def test_nobody_has_one_more(told):
+    """`1 more shells` is no English."""
+    gaps = [numbers["b"] for seed in range(4 * ROUNDS) for kind, _, numbers in told(seed, "en")[3]
+            if kind in ("more-than", "fewer-than")]
+    assert len(gaps) > 30 and min(gaps) > 1
 
 
 @pytest.mark.parametrize("frame", schemas()["account/"], ids=lambda frame: frame.name)
