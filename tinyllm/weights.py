@@ -78,7 +78,7 @@ class Bytes:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).float()                    # (R, D)
-        product = torch.ops.quantized.linear_dynamic
+        product = torch.ops.quantized.linear_dynamic.default
         if rows.shape[0] == 1:
             out = product(rows, self.packed, False)
         else:                                                        # torch has one step for all rows: all end at 1
@@ -129,48 +129,51 @@ class QuickBlock(nn.Module):
     def __init__(self, block: Block, product: Product) -> None:
         super().__init__()
         attention, ffn, E = block.attention, block.ffn, block.attention.head_dim
-        self.layer, self.head_dim, self.eps = attention.layer, E, block.ffn_norm.eps
+        self.layer, self.head_dim = attention.layer, E
         matrices = [attention.wq.weight, attention.wk.weight, attention.wv.weight]
         self.n_heads = [len(matrix) // E for matrix in matrices]                      # H, K, K
         self.qkv, self.wo = product(torch.cat(matrices)), product(attention.wo.weight)
         self.gate_up, self.down = product(torch.cat([ffn.gate.weight, ffn.up.weight])), product(ffn.down.weight)
-        self.attention_norm, self.ffn_norm = twice(block.attention_norm.weight), twice(block.ffn_norm.weight)
+        self.attention_norm, self.ffn_norm = QuickNorm(block.attention_norm), QuickNorm(block.ffn_norm)
         self.qk_norm = None
         if isinstance(attention.q_norm, RMSNorm):
+            self.qk_norm = QuickNorm(attention.q_norm)
             norms = zip((attention.q_norm, attention.k_norm), self.n_heads)
-            self.qk_norm = torch.cat([norm.weight.detach().expand(n, 1, E) for norm, n in norms])     # (H + K, 1, E)
+            self.qk_norm.weight = torch.cat([QuickNorm(norm).weight.expand(n, 1, E) for norm, n in norms])
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
         B, T, _ = x.shape
         (cos, sin), E = rope, self.head_dim                                   # (T, E) each, as QuickLLM has them
-        heads = self.qkv(rms_norm(x, self.attention_norm, self.eps)).float()
+        heads = self.qkv(self.attention_norm(x)).float()
         heads = heads.view(B, T, -1, E).transpose(1, 2)                       # (B, H + 2K, T, E)
         H, K, _ = self.n_heads
-        qk, v = heads.split([H + K, K], dim=1)
+        qk, v = heads[:, :H + K], heads[:, H + K:]
         if self.qk_norm is not None:
-            qk = rms_norm(qk, None, self.eps) * self.qk_norm
-        q, k = torch.addcmul(qk * cos, qk.roll(E // 2, -1), sin).split([H, K], dim=1)     # rotate() of model.py
+            qk = self.qk_norm(qk)                                             # (H + K, 1, E) of weights
+        qk = torch.addcmul(qk * cos, qk.roll(E // 2, -1), sin)                # rotate() of model.py
+        q, k = qk[:, :H], qk[:, H:]
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=H != K)      # attend(): (B, H, T, E)
         x = x + self.wo(out.transpose(1, 2).reshape(B, T, -1))
-        gate, up = self.gate_up(rms_norm(x, self.ffn_norm, self.eps)).chunk(2, dim=-1)     # (B, T, F) each
+        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)            # (B, T, F) each
         return x + self.down(F.silu(gate) * up)                               # (B, T, D)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x (..., D) at root mean square 1, times `weight` (2D,), which says everything twice.
+class QuickNorm:
+    """An RMSNorm in four operations, for torch has none of its own on the CPU and takes seven.
 
-    A layer norm is one operation on the CPU where an RMS norm is seven; the mean of (x, -x) is 0, and the mean of their
-    squares is that of x.
+    x / sqrt(|x|^2 / D + eps) is sqrt(D) x / hypot(|x|, sqrt(D eps)): the length of x is one operation, and so is the
+    hypotenuse, which never squares what it is given.
     """
-    D = x.shape[-1]
-    return F.layer_norm(torch.cat([x, -x], -1), (2 * D,), weight, None, eps)[..., :D]
 
+    def __init__(self, norm: RMSNorm) -> None:
+        root = norm.weight.numel() ** 0.5                                     # sqrt(D)
+        self.weight, self.floor = norm.weight.detach() * root, torch.tensor(root * norm.eps ** 0.5)
 
-def twice(weight: Tensor) -> Tensor:
-    return weight.detach().repeat(2)
+    def __call__(self, x: Tensor) -> Tensor:
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor) * self.weight
 
 
 class QuickLLM(TinyLLM):
@@ -181,12 +184,9 @@ class QuickLLM(TinyLLM):
         self.config, self.embed, self.drop = model.config, model.embed, nn.Identity()
         self.cross_entropy = model.cross_entropy
         self.blocks = nn.ModuleList(QuickBlock(block, product) for block in model.blocks)
-        self.head, self.norm_weight = product(model.embed.weight), twice(model.norm.weight)
+        self.head, self.norm = product(model.embed.weight), QuickNorm(model.norm)
         self.rope_cos = model.rope_cos.repeat(1, 2)                  # (context, E): (cos, cos) and (-sin, sin)
         self.rope_sin = torch.cat([-model.rope_sin, model.rope_sin], dim=1)
-
-    def norm(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.norm_weight, self.config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden).float()
