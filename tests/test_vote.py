@@ -142,16 +142,20 @@ def test_the_right_answer_may_be_spelled_otherwise():
 
 
 def test_samples_of_a_batch_are_those_of_each_prompt_alone(model, tokenizer, config):
-    """Sorting by length, batching and splitting a batch are bookkeeping: every prompt gets its own samples back."""
+    """Sorting by length, batching and splitting a batch are bookkeeping: every prompt gets its own samples back. One
+    that fills the context stops there, though its neighbours go on."""
     config.vocab_size = tokenizer.vocab_size
     small = TinyLLM(config).eval()
-    prompts = [tokenizer.encode(text) for text in ("The cat sat on the mat.", "猫", "Mia gave two", "A red")]
+    prompts = [tokenizer.encode(text) for text in ("The cat sat on the mat.", "猫", "Mia gave two", "A red", "Tom")]
+    prompts.append((prompts[0] * config.context)[:config.context - 3])
     settings = {"n": 3, "max_new_tokens": 8, "temperature": 1.0, "seed": 5}
     done, shown = [], {}
     show = lambda number, piece, ended: shown.update({number: shown.get(number, "") + piece})
     together = sample_answers(small, tokenizer, prompts, max_rows=6, progress=done.append, show=show, **settings)
     alone = [sample_answers(small, tokenizer, [prompt], **settings)[0] for prompt in prompts]
     texts = lambda answers: [[sample.text for sample in many] for many in answers]
-    assert sum(done) == 4 and texts(together) == texts(alone)
-    assert [shown[number] for number in range(12)] == [text for many in texts(together) for text in many]
+    assert sum(done) == 6 and texts(together) == texts(alone)
+    assert [[sample.tokens for sample in many] for many in together] == \
+        [[sample.tokens for sample in many] for many in alone]
+    assert [shown[number] for number in range(18)] == [text for many in texts(together) for text in many]
     assert votes.vote(together[0]).abstained == 0

@@ -29,7 +29,7 @@ from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
 # Folders under checkpoints/, most skilled first; without any, the model beside the package, if there is one.
-STAGES = ("cot_sft", "sft", "pretrain", "quickstart/cot_sft", "quickstart/sft", "quickstart/pretrain")
+STAGES = ("cot_sft", "quickstart/cot_sft", "sft", "quickstart/sft", "pretrain", "quickstart/pretrain")
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "nano"
 
 
@@ -113,7 +113,8 @@ def resolve(folder: str | Path) -> Path:
     folder = Path(folder)
     found = folder if (folder / "model.safetensors").is_file() else best(folder) if folder.is_dir() else None
     if found is None:
-        raise ValueError(f"{folder}: no checkpoint here; train one with `python -m tinyllm.pretrain --out {folder}`")
+        raise ValueError(f"{folder}: no checkpoint here; train one with the stage that writes this folder "
+                         "(pretrain, then sft, then cot_sft), or name another one")
     return found
 
 

@@ -138,6 +138,8 @@ def _nearest(word: str, known: list[str]) -> str:
 def _add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
     for field in dataclasses.fields(cls):
         meta, default = field.metadata, field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = " ".join(map(str, field.default_factory()))
         shown = "" if default in ("", None, dataclasses.MISSING) else f" (default: {default})"
         extra: dict[str, Any] = {"help": meta["help"].replace("%", "%%") + shown, "default": argparse.SUPPRESS}
         if field.type is bool:

@@ -20,7 +20,7 @@ class CoTConfig(SFTConfig):
 
     Without --data it learns the generated problems in data/ (written when they are missing). Your own rows are JSON
     lines {"system", "user", "cot", "final"}. A share of plain instructions is mixed in, so that the model keeps
-    answering what needs no steps. Examples:
+    answering what needs no steps. Without a limit of steps, tokens or minutes it trains for an hour. Examples:
       python -m tinyllm.cot_sft
       python -m tinyllm.cot_sft --max-minutes 12 --muon-lr 0.008 --batch-ramp 500 1000
       python -m tinyllm.cot_sft --data gsm8k.jsonl.gz --plain-share 0 --out checkpoints/mine

@@ -73,7 +73,8 @@ def draw(probabilities: Tensor, uniform: Tensor) -> list[int]:
 def decode(model: TinyLLM, prompts: Sequence[list[int]], *, end: int, n: int = 1, max_new_tokens: int = 200,
            temperature: float = 0.8, top_k: int = 0, top_p: float = 0.95, seed: int = 0,
            feed: Feed | None = None) -> Iterator[Step]:
-    """Yields one Step at a time for n continuations of each prompt, until all have ended or filled the context.
+    """Yields one Step at a time for n continuations of each prompt, until all have ended, filled the context or
+    written `max_new_tokens`.
 
     Continuation i of prompt j is number j * n + i. The prompts are read once, padded on the left to equal length, and
     the cache is forked n ways. Continuation i of any prompt draws from its own generator (seed + i), so it is the same
@@ -98,7 +99,7 @@ def decode(model: TinyLLM, prompts: Sequence[list[int]], *, end: int, n: int = 1
     logits = model.logits(prefill(tokens, cache)[:, -1]).repeat_interleave(n, dim=0)         # (R, V)
     cache = cache.fork(n)
     generators = [torch.Generator().manual_seed(seed + i) for i in range(n)]
-    # Drawn ahead, one column a continuation, so that a number depends on neither neighbours nor forced tokens.
+    # Drawn ahead, (n, steps), so that a number depends on neither neighbours nor forced tokens.
     uniform = torch.stack([torch.rand(max(limits), generator=g, dtype=torch.float64) for g in generators])
     running = list(range(len(limits)))                               # the continuations that are still in the cache
     forced: dict[int, list[int]] = {}

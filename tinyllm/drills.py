@@ -18,7 +18,7 @@ from tinyllm.problems import split_of
 
 SIGNS = {"en": (": ", " - ", ", ", " "), "zh": ("：", "，", " ")}     # between the two sides of a terse fact
 MOST_ASKED = 5
-LONG_FROM, LONG_AT = 4_000, 12_000                                   # the share of long drills rises between these
+LONG_FROM, LONG_AT = 4_000, 12_000                                   # the share of long ones rises from here to 0.8
 
 
 class Asked(NamedTuple):

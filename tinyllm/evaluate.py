@@ -33,10 +33,10 @@ from tinyllm.weights import kind_of, read_as
 class EvaluateConfig(SamplingConfig):
     """Measure checkpoints on questions they have never seen, with 95% intervals.
 
-    Without --data it asks the generated test problems, the ordinary and the harder ones (written when they are
-    missing). Your own questions are JSON lines {"user", "final"}; "system", "cot", "family" and "language" may be
-    there too. With --calculator everything is measured with exact results fed in as well. Several checkpoints are
-    compared in one table. Examples:
+    Without --data and --text it asks the generated test problems, the ordinary and the harder ones (written when they
+    are missing). Your own questions are JSON lines {"user", "final"}; "system", "cot", "family" and "language" may
+    be there too. With --calculator everything is measured with exact results fed in as well. Several checkpoints
+    are compared in one table. Examples:
       python -m tinyllm.evaluate
       python -m tinyllm.evaluate --checkpoint checkpoints/sft checkpoints/cot_sft --calculator --limit 300
       python -m tinyllm.evaluate --data my_questions.jsonl --self-consistency 5
@@ -48,7 +48,7 @@ class EvaluateConfig(SamplingConfig):
     text: str = opt("", "a text file whose bits per byte are measured")
     self_consistency: int = opt(7, "samples a question (1, 3, 5, 7 of them vote); 0: greedy only", low=0, high=1000)
     limit: int = opt(0, "questions of each file (0: all)", low=0)
-    batch_size: int = opt(160, "answers that are written at the same time", low=1)
+    batch_size: int = opt(160, "answers that are written at the same time; those of one question always are", low=1)
     out: str = opt("runs/evaluate", "folder for report.md, result.json, answers.jsonl and the plot")
     json: bool = opt(False, "print the result as JSON")
 
@@ -143,8 +143,8 @@ def bits_per_byte(model: TinyLLM, tokenizer: Tokenizer, text: str) -> float:
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """{"checkpoints": {folder: {"weights": kind, "files": {name: groups}, "calculator": {name: groups},
-    "bits_per_byte"}}}; every answer goes to `config.out`/answers.jsonl as soon as its file has been asked."""
+    """{"settings", "checkpoints": {name: {"folder", "weights", "files": {file: groups}, "calculator": {file: groups},
+    "text", "bits_per_byte"}}}; every answer goes to `config.out`/answers.jsonl as soon as its file has been asked."""
     folders = {name: checkpoint.resolve(name) for name in config.checkpoint or [str(checkpoint.default())]}
     paths = config.data or ([] if config.text else [*default_files(["cot"], "test"), *default_files(["cot"], "harder")])
     names = [Path(path).name.removesuffix(".gz").removesuffix(".jsonl") for path in paths]
@@ -195,14 +195,14 @@ def comparison(checkpoints: dict[str, dict], file: str) -> list[str]:
     """One row a checkpoint on the same questions: greedy, one sample, vote, format, and the same with calculator."""
     first = next(iter(checkpoints.values()))
     n = max(first["files"][file]["all"]["vote"], default=0)
-    head = ["", "greedy", *(["one sample", f"vote of {n}"] if n else []), "format"]
+    sizes = sorted({1, n}) if n else []
+    head = ["", "greedy", *("one sample" if size == 1 else f"vote of {size}" for size in sizes), "format"]
     with_calculator = "calculator" in first
     head += ["greedy + calculator", *([f"vote of {n} + calculator"] if n else [])] if with_calculator else []
     rows = [head]
     for name, measured in checkpoints.items():
         fact = measured["files"][file]["all"]
-        row = [name, percent(fact["greedy"]), *([percent(fact["vote"][1]), percent(fact["vote"][n])] if n else []),
-               f"{fact['format']:.1%}"]
+        row = [name, percent(fact["greedy"]), *(percent(fact["vote"][size]) for size in sizes), f"{fact['format']:.1%}"]
         if with_calculator:
             exact = measured["calculator"][file]["all"]
             row += [percent(exact["greedy"]), *([percent(exact["vote"][n])] if n else [])]

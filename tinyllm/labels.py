@@ -32,7 +32,8 @@ class LabelsConfig(Settings):
 
     The model must have learnt to answer with a class word: that is ordinary fine-tuning. Example:
       python -m tinyllm.choices --out data
-      python -m tinyllm.sft --data data/labels_train.jsonl --val data/labels_val.jsonl --out checkpoints/labels
+      python -m tinyllm.sft --data data/labels_train.jsonl --val data/labels_val.jsonl --init checkpoints/nano \\
+          --out checkpoints/labels --max-minutes 1.5 --dropout 0 --muon-lr 0.003 --lr 0.001
       python -m tinyllm.scorer labels --checkpoint checkpoints/labels --data data/labels_test.jsonl
     """
 

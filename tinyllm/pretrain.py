@@ -15,7 +15,7 @@ from tinyllm import checkpoint, parallel, plot, prepare
 from tinyllm.config import command, opt, part, read_settings
 from tinyllm.data import PackedRows, TokenFiles, held_out
 from tinyllm.induction import plant_induction
-from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.model import BASE, ModelConfig, TinyLLM
 from tinyllm.stage import run_stage
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import TrainConfig, TrainState
@@ -42,6 +42,8 @@ class PretrainConfig(ModelConfig, TrainConfig):
     data: str = opt(prepare.PrepareConfig.out, "folder written by `python -m tinyllm.prepare`")
     init: str = opt("", "checkpoint to start from instead of random weights")
     out: str = opt("checkpoints/pretrain", "folder for checkpoints and metrics.jsonl")
+    vocab_size: int = opt(BASE["vocab_size"], "tokens of the vocabulary where the built-in texts are prepared here; "
+                          "else that of --data decides", low=2, high=65536)
     start_context: int = opt(256, TrainConfig.__dataclass_fields__["start_context"].metadata["help"], low=0)
     induction: bool = opt(True, "begin with an induction head, which can copy, written into the random weights")
     val_tokens: int = opt(50_000, "validation tokens read each time", low=1)

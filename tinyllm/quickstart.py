@@ -126,7 +126,8 @@ def quickstart(config: QuickstartConfig) -> dict:
 def choose(config: QuickstartConfig) -> dict:
     """Trains a head on generated reading questions; its accuracy on others, beside the baselines."""
     data, n = Path(config.data), config.options
-    choices.write(choices.ChoicesConfig(out=str(data), options=n, labels=0, val=n // 4, test=n // 2, seed=config.seed))
+    choices.write(choices.ChoicesConfig(out=str(data), options=n, labels=0, val=max(1, n // 4), test=max(1, n // 2),
+                                        seed=config.seed))
     train, val, test = (str(data / f"options_{split}.jsonl") for split in choices.SPLITS)
     head = ScorerConfig(checkpoint=str(checkpoint.SHIPPED), data=[train], val=[val], states=str(data / "states"),
                         out=str(Path(config.out) / "scorer"), seed=config.seed)
@@ -177,7 +178,8 @@ def main(argv: list[str] | None = None) -> None:
     with redirect_stdout(sys.stderr) if config.json else nullcontext():
         report = quickstart(config)
     print(json.dumps(report, ensure_ascii=False) if config.json else table(report))
-    print(f'\nNow try:  python -m tinyllm.generate --self-consistency 5 "{QUESTION}"', file=sys.stderr)
+    print(f'\nNow try:  python -m tinyllm.generate --checkpoint {config.out}/cot_sft --self-consistency 5 "{QUESTION}"',
+          file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ class SFTConfig(TrainConfig):
     """Fine-tune a pretrained model on questions and answers, with loss on the answers only.
 
     Without --data it learns the generated instructions and direct answers in data/ (written when they are missing).
-    Your own rows are JSON lines: {"system", "user", "assistant"} or {"messages": [...]}. Ctrl-C saves; the same command
-    goes on where it stopped. Examples:
+    Your own rows are JSON lines: {"system", "user", "assistant"} or {"messages": [...]}. Without a limit of steps,
+    tokens or minutes it trains for an hour. Ctrl-C saves; the same command goes on where it stopped. Examples:
       python -m tinyllm.sft
       python -m tinyllm.sft --init checkpoints/pretrain --max-minutes 5
       python -m tinyllm.sft --data my_questions.jsonl --out checkpoints/mine
@@ -50,6 +50,7 @@ class SFTConfig(TrainConfig):
     muon_lr: float = opt(0.006, "peak learning rate of Muon", low=0)
     schedule: str = opt("linear", TrainConfig.__dataclass_fields__["schedule"].metadata["help"],
                         choices=TrainConfig.__dataclass_fields__["schedule"].metadata["choices"])
+    start_context: int = opt(0, "of pretrain only: rows of whole examples are never cut", low=0)
     drills: int = opt(0, "passages with options to choose from beside the rows of each step", low=0)
     dropout: float = opt(0.1, TrainConfig.__dataclass_fields__["dropout"].metadata["help"], low=0, high=0.9)
     val_rows: int = opt(600, "held-out rows read at each validation", low=1)

@@ -37,8 +37,9 @@ class TrainConfig(Settings):
                               "planted heads, no QK-norm; single flags win over it", choices=tuple(RECIPES))
     max_steps: int = opt(0, "stop after this many optimizer steps (0: no limit)", low=0)
     max_tokens: int = opt(0, "stop after this many training tokens (0: no limit)", low=0)
-    max_minutes: float = opt(0.0, "stop after this many minutes (0: no limit); the clock then drives the schedule, "
-                                  "so only runs limited by steps or tokens repeat bit for bit", low=0)
+    max_minutes: float = opt(0.0, "stop after this many minutes (0: no limit; an hour if no other is given); the clock "
+                                  "then drives the schedule, so only runs limited by steps or tokens repeat bit for "
+                                  "bit", low=0)
     batch_size: int = opt(4, "rows of the full context in one forward pass (micro-batch)", low=1)
     effective_batch_size: int = opt(4, "rows per optimizer step; the gradients of its micro-batches add up", low=1,
                                     high=2 ** 20)

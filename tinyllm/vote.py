@@ -74,7 +74,8 @@ def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[
                    end: int | None = None, calculator: bool = False, max_rows: int = 160,
                    progress: Callable[[int], None] = lambda n_prompts: None,
                    show: Show = lambda number, piece, ended: None, **sampling) -> list[list[Sample]]:
-    """n samples for each prompt, decoded as batches of at most `max_rows` rows of prompts of similar length.
+    """n samples for each prompt, decoded as batches of at most `max_rows` rows (or all of one prompt), prompts of
+    similar length together.
 
     Equal to decoding each prompt alone; `sampling` is what decode() takes. A sample ends with the token `end` (default:
     <eos>). `progress` gets the number of prompts that are done with each batch; `show` every piece of text as it comes,
@@ -87,6 +88,7 @@ def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[
     for at in range(0, len(order), size):
         chosen = order[at:at + size]
         numbers = [prompt * n + i for prompt in chosen for i in range(n)]          # of each row of the batch
+        room = [model.config.context - len(prompts[prompt]) for prompt in chosen for _ in range(n)]
         streams, texts = [tokenizer.stream(new_line=True) for _ in numbers], [""] * len(numbers)
         counts, logprobs, running = [0] * len(numbers), [0.0] * len(numbers), set(range(len(numbers)))
 
@@ -99,7 +101,7 @@ def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[
             for row in sorted(running):
                 counts[row], logprobs[row] = counts[row] + 1, logprobs[row] + step.logprobs[row]
                 take(row, streams[row].push(step.ids[row]), ended=False)
-                if step.ids[row] == end:
+                if step.ids[row] == end or counts[row] == room[row]:     # full: what comes now is only padding
                     take(row, streams[row].finish(), ended=True)
                     running.remove(row)
         for row in sorted(running):                                  # cut off by the limit of tokens
