@@ -13,10 +13,10 @@ from torch import nn
 from tinyllm import chat, checkpoint, evaluate, generate, weights
 from tinyllm.data import next_token_batch
 from tinyllm.decode import decode
-from tinyllm.model import TinyLLM
+from tinyllm.model import RMSNorm, TinyLLM
 from tinyllm.sft import SFTConfig
 from tinyllm.train import next_token_loss
-from tinyllm.weights import PRODUCTS, QuickLLM, dequantised, fused, quantise, read_as
+from tinyllm.weights import PRODUCTS, QuickLLM, QuickNorm, dequantised, fused, quantise, read_as
 
 BF16 = 2.0 ** -8                                                     # rounding to bfloat16 changes no number by more
 
@@ -108,6 +108,15 @@ def test_no_matrix_is_left_out(model, kind):
     with torch.no_grad():
         model.embed.weight.zero_()                                   # rows are looked up there, the head is another
     assert torch.equal(quick.logits(hidden), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [0, 1e-18, 1e-4, 1, 1e18])
+def test_a_quick_norm_is_the_norm(size):
+    """Of nothing, of vectors that eps holds down, and of vectors whose squares a float could barely hold."""
+    norm, x = RMSNorm(24, 1e-5), torch.randn(5, 24) * size
+    nn.init.normal_(norm.weight)
+    torch.testing.assert_close(QuickNorm(norm)(x), norm(x), rtol=1e-5, atol=0)
 
 
 @torch.no_grad()
