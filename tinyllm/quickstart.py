@@ -43,7 +43,7 @@ class QuickstartConfig(Settings):
           --out checkpoints/long
       python -m tinyllm.quickstart --preset base --minutes 120 --problems 200000 --data data/base --out checkpoints/base
     Afterwards:
-      python -m tinyllm.generate --self-consistency 5 "计算：12*(3+4)-10"
+      python -m tinyllm.generate --checkpoint checkpoints/quickstart/cot_sft --self-consistency 5 "计算：12*(3+4)-10"
     """
 
     preset: str = opt("nano", "shape of the model; base takes hours", choices=tuple(PRESETS))
