@@ -116,7 +116,7 @@ def test_a_quick_norm_is_the_norm(size):
     """Of nothing, of vectors that eps holds down, and of vectors whose squares a float could barely hold."""
     norm, x = RMSNorm(24, 1e-5), torch.randn(5, 24) * size
     nn.init.normal_(norm.weight)
-    torch.testing.assert_close(QuickNorm(norm)(x), norm(x), rtol=1e-5, atol=0)
+    torch.testing.assert_close(QuickNorm(norm.weight, norm.eps)(x), norm(x), rtol=1e-5, atol=0)
 
 
 @torch.no_grad()

@@ -18,10 +18,12 @@ Feed = Callable[[int, int], list[int]]                               # (continua
 
 
 class Step(NamedTuple):
-    """The new token of every continuation, and its log-probability in nats under the model (temperature 1)."""
+    """The new token of every continuation, its log-probability in nats under the model (temperature 1), and whether the
+    continuation ends with it; what stands in the place of one that has ended before is padding."""
 
     ids: list[int]
     logprobs: list[float]
+    ended: list[bool]
 
 
 def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -120,8 +122,8 @@ def decode(model: TinyLLM, prompts: Sequence[list[int]], *, end: int, n: int = 1
         for number, id, score in zip(running, drawn, scores):
             if not ended[number]:
                 ids[number], logprobs[number] = id, score
-        yield Step(ids, logprobs)
         ended = [was or id == end or step + 1 >= limit for was, id, limit in zip(ended, ids, limits)]
+        yield Step(ids, logprobs, ended)
         if all(ended):
             return
         alive = [row for row, number in enumerate(running) if not ended[number]]

@@ -88,7 +88,6 @@ def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[
     for at in range(0, len(order), size):
         chosen = order[at:at + size]
         numbers = [prompt * n + i for prompt in chosen for i in range(n)]          # of each row of the batch
-        room = [model.config.context - len(prompts[prompt]) for prompt in chosen for _ in range(n)]
         streams, texts = [tokenizer.stream(new_line=True) for _ in numbers], [""] * len(numbers)
         counts, logprobs, running = [0] * len(numbers), [0.0] * len(numbers), set(range(len(numbers)))
 
@@ -101,11 +100,9 @@ def sample_answers(model: TinyLLM, tokenizer: Tokenizer, prompts: Sequence[list[
             for row in sorted(running):
                 counts[row], logprobs[row] = counts[row] + 1, logprobs[row] + step.logprobs[row]
                 take(row, streams[row].push(step.ids[row]), ended=False)
-                if step.ids[row] == end or counts[row] == room[row]:     # full: what comes now is only padding
+                if step.ended[row]:
                     take(row, streams[row].finish(), ended=True)
                     running.remove(row)
-        for row in sorted(running):                                  # cut off by the limit of tokens
-            take(row, streams[row].finish(), ended=True)
         for row, written in enumerate(zip(texts, logprobs, counts)):
             answers[chosen[row // n]].append(to_sample(*written))
         progress(len(chosen))

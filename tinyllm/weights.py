@@ -134,12 +134,13 @@ class QuickBlock(nn.Module):
         self.n_heads = [len(matrix) // E for matrix in matrices]                      # H, K, K
         self.qkv, self.wo = product(torch.cat(matrices)), product(attention.wo.weight)
         self.gate_up, self.down = product(torch.cat([ffn.gate.weight, ffn.up.weight])), product(ffn.down.weight)
-        self.attention_norm, self.ffn_norm = QuickNorm(block.attention_norm), QuickNorm(block.ffn_norm)
+        eps = block.ffn_norm.eps
+        self.attention_norm = QuickNorm(block.attention_norm.weight, eps)
+        self.ffn_norm = QuickNorm(block.ffn_norm.weight, eps)
         self.qk_norm = None
         if isinstance(attention.q_norm, RMSNorm):
-            self.qk_norm = QuickNorm(attention.q_norm)
             norms = zip((attention.q_norm, attention.k_norm), self.n_heads)
-            self.qk_norm.weight = torch.cat([QuickNorm(norm).weight.expand(n, 1, E) for norm, n in norms])
+            self.qk_norm = QuickNorm(torch.cat([norm.weight.expand(n, 1, E) for norm, n in norms]), eps)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
@@ -150,7 +151,7 @@ class QuickBlock(nn.Module):
         H, K, _ = self.n_heads
         qk, v = heads[:, :H + K], heads[:, H + K:]
         if self.qk_norm is not None:
-            qk = self.qk_norm(qk)                                             # (H + K, 1, E) of weights
+            qk = self.qk_norm(qk)
         qk = torch.addcmul(qk * cos, qk.roll(E // 2, -1), sin)                # rotate() of model.py
         q, k = qk[:, :H], qk[:, H:]
         if cache is not None:
@@ -168,9 +169,9 @@ class QuickNorm:
     hypotenuse, which never squares what it is given.
     """
 
-    def __init__(self, norm: RMSNorm) -> None:
-        root = norm.weight.numel() ** 0.5                                     # sqrt(D)
-        self.weight, self.floor = norm.weight.detach() * root, torch.tensor(root * norm.eps ** 0.5)
+    def __init__(self, weight: Tensor, eps: float) -> None:                   # (..., D), as it multiplies x
+        root = weight.shape[-1] ** 0.5                                        # sqrt(D)
+        self.weight, self.floor = weight.detach() * root, torch.tensor(root * eps ** 0.5)
 
     def __call__(self, x: Tensor) -> Tensor:
         return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor) * self.weight
@@ -184,7 +185,7 @@ class QuickLLM(TinyLLM):
         self.config, self.embed, self.drop = model.config, model.embed, nn.Identity()
         self.cross_entropy = model.cross_entropy
         self.blocks = nn.ModuleList(QuickBlock(block, product) for block in model.blocks)
-        self.head, self.norm = product(model.embed.weight), QuickNorm(model.norm)
+        self.head, self.norm = product(model.embed.weight), QuickNorm(model.norm.weight, model.config.norm_eps)
         self.rope_cos = model.rope_cos.repeat(1, 2)                  # (context, E): (cos, cos) and (-sin, sin)
         self.rope_sin = torch.cat([-model.rope_sin, model.rope_sin], dim=1)
 
