@@ -58,6 +58,38 @@ def test_top_p_counts_what_top_k_left():
     assert p[0].tolist() == [0, 1, 0]
 
 
+def by_sorting(logits, temperature, top_k, top_p):
+    """The definition: sort all of the vocabulary, equal ones by id, cut off after k and where p is reached."""
+    p, order = (logits.float() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    if top_k:
+        p[:, top_k:] = 0
+        p /= p.sum(-1, keepdim=True)
+    before = p.cumsum(-1) - p
+    p[:, 1:][before[:, 1:] >= top_p] = 0
+    return torch.zeros_like(p).scatter(-1, order, p / p.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.01, 1, 5, 30])
+def test_ranking_a_few_is_as_good_as_sorting_all(scale, dtype):
+    """Rows that are flat, peaked, and in bfloat16 full of ties: the quick ways keep what the definition keeps. What is
+    drawn is the first id whose cumulative probability exceeds the number."""
+    logits = (torch.randn(4, 3000) * scale).to(dtype)
+    uniform = torch.rand(4, dtype=torch.float64)
+    for top_k in (0, 1, 40, 2000, 9999):
+        for top_p in (0.3, 0.95, 1.0):
+            p = next_token_probabilities(logits, 0.8, top_k, top_p)
+            torch.testing.assert_close(p, by_sorting(logits, 0.8, top_k, top_p), rtol=1e-4, atol=1e-7)
+            exceeds = p.double().cumsum(-1) > uniform[:, None] * p.double().sum(-1, keepdim=True)
+            assert draw(p, uniform) == [row.tolist().index(True) for row in exceeds]
+
+
+def test_what_cannot_be_is_never_drawn():
+    """Not even where the number falls on the border between two tokens, or is 0."""
+    numbers = torch.tensor([0.0, 0.49, 0.5, 1 - 2 ** -24], dtype=torch.float64)
+    assert draw(torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(4, -1), numbers) == [1, 1, 3, 3]
+
+
 @torch.no_grad()
 def test_the_cache_changes_nothing(model):
     """Decoding from the cache equals reading everything again for each token.

@@ -38,9 +38,15 @@ def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: in
     probabilities = (logits.float() / temperature).softmax(-1)
     if not top_k and top_p >= 1:
         return probabilities
-    for n in [top_k] if top_k else [32, 1024, probabilities.shape[-1]]:
+    if not top_k and bool((probabilities.amax(-1) >= top_p).all()):  # a trained model is mostly sure: nothing to rank
+        return torch.zeros_like(probabilities).scatter_(-1, probabilities.argmax(-1, keepdim=True), 1.0)
+    V = probabilities.shape[-1]
+    for n in [top_k, V] if top_k else [32, 1024, V]:
         kept, order = ranked(probabilities, n)
-        if top_k or bool((kept.sum(-1) >= top_p).all()):             # else a flat distribution: p lies further down
+        if top_k:
+            kept, order = kept[:, :top_k], order[:, :top_k]
+        enough = kept[:, -1] > 0 if top_k else kept.sum(-1) >= top_p
+        if bool(enough.all()):                                       # else a tie lies across the end, or p beyond it
             break
     if top_k:
         kept = kept / kept.sum(-1, keepdim=True)
@@ -51,24 +57,24 @@ def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: in
 
 
 def ranked(probabilities: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n largest of each row in falling order, and their ids; of equal ones the smaller id comes first.
+    """The n largest of each row in falling order, and their ids; of equal ones the smaller id comes first. Those that
+    tie with what lies beyond the n are 0, for a larger n to decide.
 
     Sorting all V takes as long as a forward pass of a small model; finding the largest n takes a tenth of that.
     """
-    if n < probabilities.shape[-1]:
-        largest, ids = probabilities.topk(n)                         # (R, n) each
-        if bool(((probabilities >= largest[:, -1:]).sum(-1) == n).all()):             # no tie across the border
-            ids = ids.sort(dim=-1).values
-            kept, order = probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
-            return kept, ids.gather(-1, order)
-    kept, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    return kept[:, :n], order[:, :n]
+    if n >= probabilities.shape[-1]:
+        return probabilities.sort(dim=-1, descending=True, stable=True)
+    largest, ids = probabilities.topk(n + 1)                         # (R, n + 1) each
+    ids = ids[:, :n].sort(dim=-1).values
+    kept, order = probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return kept.masked_fill(kept <= largest[:, n:], 0), ids.gather(-1, order)
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> list[int]:
     """One id per row: the first whose cumulative probability exceeds a number drawn from [0, 1), (R, V), (R,) -> R."""
     cumulative = probabilities.double().cumsum(-1)                   # (R, V)
-    return (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1).tolist()
+    ids = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)        # (R, 1)
+    return ids[:, 0].clamp_max(probabilities.shape[-1] - 1).tolist()
 
 
 @torch.inference_mode()
