@@ -1,6 +1,9 @@
 """Quickstart: the whole story really runs, says what it did, and goes on where it was stopped."""
 
+import torch
+
 from tinyllm import checkpoint, quickstart
+from tinyllm.config import PRESETS
 from tinyllm.quickstart import QuickstartConfig
 
 TINY = {"minutes": 0.05, "documents": 60, "problems": 40, "instructions": 20, "questions": 2, "self_consistency": 2,
@@ -21,6 +24,26 @@ def test_the_story_has_all_its_parts(tmp_path, capsys):
     shown = quickstart.table(report)
     assert "vote of 2" in shown and shown.count(" s  ") == len(report["seconds"]) + 1
     assert "attempt 2 of 2" in capsys.readouterr().out
+    again = quickstart.quickstart(config)
+    assert {stage: run["steps"] for stage, run in again["results"].items()} == \
+        {stage: run["steps"] for stage, run in report["results"].items()}
+
+
+def test_base_grows_out_of_nano(tmp_path, monkeypatch):
+    """With --preset base the third stage is nano's; the larger model begins with what nano had learnt, sits the same
+    test and is the one to ask. The same command, given again, trains nothing twice."""
+    monkeypatch.setitem(PRESETS, "base", PRESETS["base"] | {"dim": 320, "n_layers": 5, "n_heads": 5, "n_kv_heads": 5,
+                                                            "ffn_dim": 768})
+    config = QuickstartConfig(preset="base", data=str(tmp_path / "data"), out=str(tmp_path / "run"),
+                              **TINY | {"questions": 1, "self_consistency": 1, "options": 0})
+    report = quickstart.quickstart(config)
+    assert list(report["test"]) == list(report["results"]) == ["pretrain", "sft", "cot_sft", "base"]
+    nano, grown, base = (checkpoint.load(tmp_path / "run" / stage)[0] for stage in ("cot_sft", "grown", "base"))
+    assert (nano.config.dim, nano.config.n_layers, base.config.dim, base.config.n_layers) == (256, 4, 320, 5)
+    ids = torch.arange(20)[None]
+    assert torch.allclose(nano(ids), grown(ids), atol=1e-4) and checkpoint.is_chat(tmp_path / "run" / "base")
+    assert not torch.equal(grown.embed.weight, base.embed.weight)    # and then it learnt
+    assert quickstart.NAMES["base"] in quickstart.table(report)
     again = quickstart.quickstart(config)
     assert {stage: run["steps"] for stage, run in again["results"].items()} == \
         {stage: run["steps"] for stage, run in report["results"].items()}

@@ -29,7 +29,8 @@ from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
 # Folders under checkpoints/, most skilled first; without any, the model beside the package, if there is one.
-STAGES = ("cot_sft", "quickstart/cot_sft", "sft", "quickstart/sft", "pretrain", "quickstart/pretrain")
+STAGES = ("cot_sft", "quickstart/base", "quickstart/cot_sft", "sft", "quickstart/sft", "pretrain",
+          "quickstart/pretrain")
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "nano"
 
 

@@ -1,10 +1,11 @@
 """The whole book in one command: a model reads, learns to answer, learns to think before it answers, and is examined.
 
-Nothing here is new: it calls problems, prepare, pretrain, sft, cot_sft, evaluate and scorer one after the other and
-shows what the model can do after each. Explained by tests/test_quickstart.py.
+Nothing here is new: it calls problems, prepare, pretrain, sft, cot_sft, grow, evaluate and scorer one after the other
+and shows what the model can do after each. Explained by tests/test_quickstart.py.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tinyllm.config import PRESETS, Settings, command, opt, read_settings
 from tinyllm.cot_sft import CoTConfig, cot_sft
 from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
 from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
+from tinyllm.grow import GrowConfig, grow_checkpoint
 from tinyllm.pretrain import PretrainConfig, pretrain
 from tinyllm.report import by_group, grid, percent
 from tinyllm.scorer import EvalConfig, evaluate_scorer
@@ -26,7 +28,10 @@ from tinyllm.train_head import ScorerConfig, train_scorer
 
 STORY = "Once upon a time, Little Bear"
 QUESTION = "计算：12*(3+4)-10"
-SHARES = {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93}              # of the minutes of training
+SHARES = {"nano": {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93},              # of the minutes of training
+          "base": {"pretrain": 0.02, "sft": 0.01, "cot_sft": 0.83, "base": 0.14}}
+NAMES = {"pretrain": "pretrained only", "sft": "SFT, answers at once", "cot_sft": "CoT-SFT, steps first",
+         "base": "the same, grown to base"}
 
 
 @dataclass
@@ -35,18 +40,19 @@ class QuickstartConfig(Settings):
 
     Writes a small world and a schoolbook, learns a vocabulary, then trains `nano` (4 layers, 256 wide) in three stages:
     to continue texts, to answer questions, to write its steps before the answer. After each stage it sits the same
-    test of questions it has never seen. At last a head learns to choose among options, on the model that ships. The
-    vocabulary has 4,096 tokens for `base` too: it is made for these questions. Stop it whenever you like: the same
-    command goes on. Examples:
+    test of questions it has never seen. At last a head learns to choose among options, on the model that ships.
+    With --preset base `nano` has most of the minutes, for it learns more in one, and then grows into `base`,
+    which goes on gently. Stop it whenever you like: the same command goes on. Examples:
       python -m tinyllm.quickstart
       python -m tinyllm.quickstart --minutes 42 --problems 200000 --batch-ramp 1000 2500 --data data/long \\
           --out checkpoints/long
-      python -m tinyllm.quickstart --preset base --minutes 120 --problems 200000 --data data/base --out checkpoints/base
+      python -m tinyllm.quickstart --preset base --minutes 150 --problems 200000 --batch-ramp 1000 2500 \\
+          --data data/large --out checkpoints/large
     Afterwards:
       python -m tinyllm.generate --checkpoint checkpoints/quickstart/cot_sft --self-consistency 5 "计算：12*(3+4)-10"
     """
 
-    preset: str = opt("nano", "shape of the model; base takes hours", choices=tuple(PRESETS))
+    preset: str = opt("nano", "shape of the model in the end; base takes hours", choices=tuple(PRESETS))
     minutes: float = opt(12.5, "minutes of training, all stages together", low=0.01)
     batch_ramp: list[int] = opt([500, 1000], "steps of the third stage at which the rows per step double", low=1)
     documents: int = opt(6_000, "stories and pages of the schoolbook to read", low=2)
@@ -56,7 +62,7 @@ class QuickstartConfig(Settings):
     self_consistency: int = opt(5, "attempts that vote in the test", low=1)
     options: int = opt(400, "reading questions to train the head of the last part on (0: leave it out)", low=0)
     data: str = opt("data/quickstart", "folder for texts, questions and tokens")
-    out: str = opt("checkpoints/quickstart", "folder for the checkpoints of the three stages")
+    out: str = opt("checkpoints/quickstart", "folder for the checkpoints of the stages")
     seed: int = opt(0, "of world, weights, batches and samples", low=0)
     restart: bool = opt(False, "begin again instead of going on from what is there")
     json: bool = opt(False, "print the result as JSON at the end")
@@ -65,6 +71,7 @@ class QuickstartConfig(Settings):
 @contextmanager
 def part(name: str, seconds: dict[str, float]) -> Iterator[None]:
     """Prints the heading of one part of the story and notes in `seconds` how long it took."""
+    name = f"{len(seconds) + 1}. {name}"
     print(f"\n=== {name} ===", flush=True)
     started = time.monotonic()
     yield
@@ -75,52 +82,70 @@ def quickstart(config: QuickstartConfig) -> dict:
     """Runs every part in order; returns {"seconds": {part: s}, "results": {stage: ...}, "test": {stage: groups},
     "chosen": {baseline or head: accuracy}}."""
     out, data, seconds, results, test, chosen = Path(config.out), Path(config.data), {}, {}, {}, {}
-    with part("1. texts and questions: a world, a schoolbook, a vocabulary", seconds):
+    with part("texts and questions: a world, a schoolbook, a vocabulary", seconds):
         write_problems(config)
         report = prepare.prepare(prepare.PrepareConfig(
             out=config.data, preset="nano", seed=config.seed, world_documents=config.documents, restart=config.restart,
             tokenizer=learn_words(config)))
         print(prepare.table(report))
     shared = {"seed": config.seed, "restart": config.restart, "val_every": 300}
-    minutes = {stage: config.minutes * share for stage, share in SHARES.items()}
-    with part("2. pretraining: predict the next token, again and again", seconds):
+    minutes = {stage: config.minutes * share for stage, share in SHARES[config.preset].items()}
+    with part("pretraining: predict the next token, again and again", seconds):
         results["pretrain"] = pretrain(PretrainConfig(
-            preset=config.preset, **PRESETS[config.preset], data=config.data, out=str(out / "pretrain"),
+            preset="nano", **PRESETS["nano"], data=config.data, out=str(out / "pretrain"),
             start_context=0, val_tokens=20_000, max_minutes=minutes["pretrain"], **shared))
         model, words = checkpoint.load(out / "pretrain")
         settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
         print(f"[{STORY}]" + printable("".join(continue_text(model, words, STORY, settings))))
-    with part("3. SFT: answer instead of continuing", seconds):
+    with part("SFT: answer instead of continuing", seconds):
         results["sft"] = sft(SFTConfig(
             data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
             val=[str(data / "sft_val.jsonl"), str(data / "direct_val.jsonl")], init=str(out / "pretrain"),
             out=str(out / "sft"), max_minutes=minutes["sft"], dropout=0.0, **shared))
-    with part("4. CoT-SFT: think, then answer", seconds):
+    with part("CoT-SFT: think, then answer", seconds):
         results["cot_sft"] = cot_sft(CoTConfig(
             data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
             plain=[str(data / "sft_train.jsonl")], init=str(out / "sft"), out=str(out / "cot_sft"),
             max_minutes=minutes["cot_sft"], dropout=0.0, muon_lr=0.008, batch_ramp=config.batch_ramp, **shared))
-    for stage in SHARES:
+    if "base" in minutes:
+        with part("base begins where nano ended, and goes on", seconds):
+            results["base"] = cot_sft(CoTConfig(
+                data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
+                plain=[str(data / "sft_train.jsonl")], init=grown(config), out=str(out / "base"),
+                max_minutes=minutes["base"], dropout=0.0, muon_lr=0.0004, lr=0.0002, effective_batch_size=16, **shared))
+    for stage in minutes:
         plot.draw_losses(out / stage)
-    with part("5. the test: the same questions for every stage", seconds):
+    with part("the test: the same questions for every stage", seconds):
         questions = read_questions(data / "cot_test.jsonl", config.questions)
-        for stage in SHARES:
+        for stage in minutes:
             model, words = checkpoint.load(out / stage)
             room = {"max_new_tokens": 64} if stage == "pretrain" else {}             # its answer is one line
             settings = EvaluateConfig(self_consistency=config.self_consistency, seed=config.seed, **room)
             answered = ask(model, words, questions, settings, is_chat=stage != "pretrain", label=stage)
             test[stage] = grouped(answered)
-    with part("6. one question, several attempts, one vote", seconds):
+    with part("one question, several attempts, one vote", seconds):
         print(f"{QUESTION}\n")
         settings = GenerateConfig(self_consistency=config.self_consistency, seed=config.seed)
         answer(model, words, conversation(settings, QUESTION), settings)
     if config.options and not checkpoint.SHIPPED.is_dir():
-        print(f"{checkpoint.SHIPPED}: no model here that has practised choosing; part 7 is left out", file=sys.stderr)
+        print(f"{checkpoint.SHIPPED}: no model here that has practised choosing; the last part is left out",
+              file=sys.stderr)
     elif config.options:
-        with part("7. choosing among options: a head on the model that ships, which has practised it", seconds):
+        with part("choosing among options: a head on the model that ships, which has practised it", seconds):
             chosen = choose(config)
             print(accuracies({"reading questions": chosen}))
     return {"seconds": seconds, "results": results, "test": test, "chosen": chosen}
+
+
+def grown(config: QuickstartConfig) -> str:
+    """The folder of nano made as large as base; made once."""
+    folder = Path(config.out) / "grown"
+    if config.restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not checkpoint.steps(folder):
+        grow_checkpoint(GrowConfig(init=str(Path(config.out) / "cot_sft"), out=str(folder), seed=config.seed,
+                                   **PRESETS["base"]))
+    return str(folder)
 
 
 def choose(config: QuickstartConfig) -> dict:
@@ -157,16 +182,15 @@ def learn_words(config: QuickstartConfig) -> str:
 
 
 def table(report: dict) -> str:
-    """The three stages on the same test, the last one by family, and the time of each part."""
-    names = {"pretrain": "pretrained only", "sft": "SFT, answers at once", "cot_sft": "CoT-SFT, steps first"}
-    n = max(report["test"]["cot_sft"]["all"]["vote"])
+    """The stages on the same test, the last one by family, and the time of each part."""
+    *_, (stage, last) = report["test"].items()
+    title, n = NAMES[stage], max(last["all"]["vote"])
     rows = [["stage", "minutes", "tokens", "greedy", "one sample", f"vote of {n}", "format"]]
     for stage, groups in report["test"].items():
         fact, run = groups["all"], report["results"][stage]
-        rows.append([names[stage], f"{run['minutes']:.1f}", f"{run['tokens']:,}", percent(fact["greedy"]),
+        rows.append([NAMES[stage], f"{run['minutes']:.1f}", f"{run['tokens']:,}", percent(fact["greedy"]),
                      percent(fact["vote"][1]), percent(fact["vote"][n]), f"{fact['format']:.1%}"])
-    last = report["test"]["cot_sft"]
-    lines = ["", *grid(rows), "", "CoT-SFT by family and language", "",
+    lines = ["", *grid(rows), "", f"{title}: by family and language", "",
              *by_group({"all": last["all"]} | last["by_language"] | last["by_family"]), ""]
     lines += [f"{seconds:7.1f} s  {name}" for name, seconds in report["seconds"].items()]
     return "\n".join([*lines, f"{sum(report['seconds'].values()):7.1f} s  in all"])
@@ -178,7 +202,8 @@ def main(argv: list[str] | None = None) -> None:
     with redirect_stdout(sys.stderr) if config.json else nullcontext():
         report = quickstart(config)
     print(json.dumps(report, ensure_ascii=False) if config.json else table(report))
-    print(f'\nNow try:  python -m tinyllm.generate --checkpoint {config.out}/cot_sft --self-consistency 5 "{QUESTION}"',
+    made = f"{config.out}/{[*report['test']][-1]}"
+    print(f'\nNow try:  python -m tinyllm.generate --checkpoint {made} --self-consistency 5 "{QUESTION}"',
           file=sys.stderr)
 
 
