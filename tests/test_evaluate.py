@@ -60,6 +60,13 @@ def test_without_samples_only_greedy_is_reported():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("drawn,columns", [("", []), ("7", ["one sample"]), ("777", ["one sample", "vote of 3"])])
+def test_a_comparison_shows_no_column_twice(drawn, columns):
+    """Of one sample there is no vote; of three the vote of all counts, and of none there is the greedy answer."""
+    head, row = report.in_short([facts([asked("7", "7", *drawn)])])
+    assert head == ["greedy", *columns, "format"] and len(row) == len(head)
+
+
 def test_bits_per_byte_of_a_model_that_knows_nothing(tokenizer):
     """All tokens equally likely: log2 V bits a token, however the text was cut into windows."""
     model = TinyLLM(ModelConfig(vocab_size=tokenizer.vocab_size, dim=32, n_layers=1, n_heads=2, n_kv_heads=2,

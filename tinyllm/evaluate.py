@@ -21,7 +21,7 @@ from tinyllm.config import command, opt, read_settings, write_atomically
 from tinyllm.data import next_token_batch
 from tinyllm.generate import SamplingConfig, document_prompt
 from tinyllm.model import TinyLLM
-from tinyllm.report import Answered, by_group, draw_votes, facts, grid, page, percent
+from tinyllm.report import Answered, by_group, draw_votes, facts, grid, in_short, page
 from tinyllm.sft import default_files
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import loss_sums, pick_dtype
@@ -193,20 +193,12 @@ def read_text(path: str) -> str:
 
 def comparison(checkpoints: dict[str, dict], file: str) -> list[str]:
     """One row a checkpoint on the same questions: greedy, one sample, vote, format, and the same with calculator."""
-    first = next(iter(checkpoints.values()))
-    n = max(first["files"][file]["all"]["vote"], default=0)
-    sizes = sorted({1, n}) if n else []
-    head = ["", "greedy", *("one sample" if size == 1 else f"vote of {size}" for size in sizes), "format"]
-    with_calculator = "calculator" in first
-    head += ["greedy + calculator", *([f"vote of {n} + calculator"] if n else [])] if with_calculator else []
-    rows = [head]
-    for name, measured in checkpoints.items():
-        fact = measured["files"][file]["all"]
-        row = [name, percent(fact["greedy"]), *(percent(fact["vote"][size]) for size in sizes), f"{fact['format']:.1%}"]
-        if with_calculator:
-            exact = measured["calculator"][file]["all"]
-            row += [percent(exact["greedy"]), *([percent(exact["vote"][n])] if n else [])]
-        rows.append(row)
+    short = in_short([measured["files"][file]["all"] for measured in checkpoints.values()])
+    rows = [[name, *row] for name, row in zip(["", *checkpoints], short)]
+    if "calculator" in next(iter(checkpoints.values())):
+        exact = in_short([measured["calculator"][file]["all"] for measured in checkpoints.values()])
+        exact[0] = [f"{title} + calculator" for title in exact[0]]
+        rows = [[*row, greedy, *votes[-1:]] for row, (greedy, *votes, _) in zip(rows, exact)]
     return grid(rows)
 
 

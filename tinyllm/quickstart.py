@@ -20,7 +20,7 @@ from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
 from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
 from tinyllm.grow import GrowConfig, grow_checkpoint
 from tinyllm.pretrain import PretrainConfig, pretrain
-from tinyllm.report import by_group, grid, percent
+from tinyllm.report import by_group, grid, in_short
 from tinyllm.scorer import EvalConfig, evaluate_scorer
 from tinyllm.sft import SFTConfig, read_files, sft
 from tinyllm.shortcuts import table as accuracies
@@ -183,14 +183,13 @@ def learn_words(config: QuickstartConfig) -> str:
 
 def table(report: dict) -> str:
     """The stages on the same test, the last one by family, and the time of each part."""
+    head, *short = in_short([groups["all"] for groups in report["test"].values()])
+    rows = [["stage", "minutes", "tokens", *head]]
+    for stage, row in zip(report["test"], short):
+        run = report["results"][stage]
+        rows.append([NAMES[stage], f"{run['minutes']:.1f}", f"{run['tokens']:,}", *row])
     *_, (stage, last) = report["test"].items()
-    title, n = NAMES[stage], max(last["all"]["vote"])
-    rows = [["stage", "minutes", "tokens", "greedy", "one sample", f"vote of {n}", "format"]]
-    for stage, groups in report["test"].items():
-        fact, run = groups["all"], report["results"][stage]
-        rows.append([NAMES[stage], f"{run['minutes']:.1f}", f"{run['tokens']:,}", percent(fact["greedy"]),
-                     percent(fact["vote"][1]), percent(fact["vote"][n]), f"{fact['format']:.1%}"])
-    lines = ["", *grid(rows), "", f"{title}: by family and language", "",
+    lines = ["", *grid(rows), "", f"{NAMES[stage]}: by family and language", "",
              *by_group({"all": last["all"]} | last["by_language"] | last["by_family"]), ""]
     lines += [f"{seconds:7.1f} s  {name}" for name, seconds in report["seconds"].items()]
     return "\n".join([*lines, f"{sum(report['seconds'].values()):7.1f} s  in all"])

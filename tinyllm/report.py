@@ -78,13 +78,24 @@ def grid(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
+def cells(facts: Sequence[dict], sizes: Sequence[int]) -> list[list[str]]:
+    """The heading and a row for each of what facts() measured: greedy, votes of the sizes wanted, format."""
+    head = ["greedy", *("one sample" if k == 1 else f"vote of {k}" for k in sizes), "format"]
+    return [head, *([percent(fact["greedy"]), *(percent(fact["vote"][k]) for k in sizes), f"{fact['format']:.1%}"]
+                    for fact in facts)]
+
+
+def in_short(facts: Sequence[dict]) -> list[list[str]]:
+    """The same with one sample and the vote of all alone."""
+    return cells(facts, sorted({1, max(facts[0]["vote"])}) if facts[0]["vote"] else [])
+
+
 def by_group(groups: dict[str, dict]) -> list[str]:
     """A row for each group of questions: greedy, votes, format, false steps."""
-    sizes = next(iter(groups.values()))["vote"]
-    rows = [["", "n", "greedy", *("one sample" if k == 1 else f"vote of {k}" for k in sizes), "format", "false steps"]]
-    rows += [[name, str(fact["greedy"]["n"]), percent(fact["greedy"]), *(percent(fact["vote"][k]) for k in sizes),
-              f"{fact['format']:.1%}", f"{fact['false_steps_per_answer']:.2f}"] for name, fact in groups.items()]
-    return grid(rows)
+    head, *rows = cells([*groups.values()], [*next(iter(groups.values()))["vote"]])
+    return grid([["", "n", *head, "false steps"],
+                 *([name, str(fact["greedy"]["n"]), *row, f"{fact['false_steps_per_answer']:.2f}"]
+                   for (name, fact), row in zip(groups.items(), rows))])
 
 
 def by_agreement(levels: Sequence[dict]) -> list[str]:
