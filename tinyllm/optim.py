@@ -55,21 +55,22 @@ NEWTON_SCHULZ = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613
 def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`matrix` (m, n) with its singular values moved near 1: about U V^T of U S V^T.
 
-    Newton-Schulz iteration on X X^T (Jordan et al. 2024, "Muon"), only matrix products: what was above a hundredth of
-    the largest singular value ends between 0.7 and 1.3, near enough for a direction. It must start with none above 1:
-    the root of |X X^T| is a closer bound of the largest one than |X|; the hundredth on top is for rounding.
+    Newton-Schulz iteration on G = X X^T, or X^T X if that is smaller (Jordan et al. 2024, "Muon"), only matrix products:
+    what was above a hundredth of the largest singular value ends between 0.7 and 1.3, near enough for a direction. It
+    must start with none above 1: the root of |G| is a closer bound of the largest one than |X|; the hundredth on top is
+    for rounding.
     """
     x = matrix.to(dtype)
-    tall = x.shape[0] > x.shape[1]
-    x = x.mT if tall else x                                          # the smaller side makes the smaller X X^T
     x = x / (x.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
     for iteration, (a, b, c) in enumerate(NEWTON_SCHULZ):
-        gram = x @ x.mT                                              # (m, m)
+        gram = x.mT @ x if tall else x @ x.mT                        # G
         if iteration == 0:
             bound = 1.01 * gram.norm().sqrt() + 1e-7
             x, gram = x / bound, gram / bound ** 2
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)      # a X + (b G + c G G) X
-    return (x.mT if tall else x).to(matrix.dtype)
+        change = torch.addmm(gram, gram, gram, beta=b, alpha=c)      # b G + c G G
+        x = torch.addmm(x, x, change, beta=a) if tall else torch.addmm(x, change, x, beta=a)
+    return x.to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
