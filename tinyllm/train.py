@@ -161,15 +161,15 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
                 loss, count = loss_of(model, batch.to(device))
             loss.backward()
             loss_sum, n_targets = loss_sum + loss.item(), n_targets + int(count)
-        parallel.add_up([weight.grad for weight in weights if weight.grad is not None])
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        parallel.add_up(gradients)
         loss_sum, n_targets = parallel.total(loss_sum, n_targets)
         if n_targets == 0:
             raise ValueError(f"step {state.step} has no target to learn; every label of the batch is masked")
-        for weight in weights:
-            if weight.grad is not None:
-                weight.grad /= n_targets
-        grad_norm = float(nn.utils.clip_grad_norm_(weights, config.clip or math.inf))
+        grad_norm = float(nn.utils.get_total_norm(gradients)) / n_targets
         _check_finite(loss_sum / n_targets, grad_norm, state.step, config)
+        clipping = min(1.0, config.clip / (grad_norm + 1e-6)) if config.clip else 1.0
+        torch._foreach_mul_(gradients, clipping / n_targets)         # both in one pass over them
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
