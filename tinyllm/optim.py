@@ -55,7 +55,7 @@ NEWTON_SCHULZ = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613
 def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`matrix` (m, n) with its singular values moved near 1: about U V^T of U S V^T.
 
-    Newton-Schulz iteration on G = X X^T, or X^T X if that is smaller (Jordan et al. 2024, "Muon"), only matrix products:
+    Newton-Schulz iteration on G = X X^T, or X^T X if smaller (Jordan et al. 2024, "Muon"), matrix products only:
     what was above a hundredth of the largest singular value ends between 0.7 and 1.3, near enough for a direction. It
     must start with none above 1: the root of |G| is a closer bound of the largest one than |X|; the hundredth on top is
     for rounding.
