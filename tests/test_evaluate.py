@@ -59,7 +59,6 @@ def test_without_samples_only_greedy_is_reported():
     assert fact["greedy"]["accuracy"] == 0.5 and fact["vote"] == {} and "reliability" not in fact
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("drawn,columns", [("", []), ("7", ["one sample"]), ("777", ["one sample", "vote of 3"])])
 def test_a_comparison_shows_no_column_twice(drawn, columns):
     """Of one sample there is no vote; of three the vote of all counts, and of none there is the greedy answer."""
@@ -67,6 +66,7 @@ def test_a_comparison_shows_no_column_twice(drawn, columns):
     assert head == ["greedy", *columns, "format"] and len(row) == len(head)
 
 
+@torch.no_grad()
 def test_bits_per_byte_of_a_model_that_knows_nothing(tokenizer):
     """All tokens equally likely: log2 V bits a token, however the text was cut into windows."""
     model = TinyLLM(ModelConfig(vocab_size=tokenizer.vocab_size, dim=32, n_layers=1, n_heads=2, n_kv_heads=2,
