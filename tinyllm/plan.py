@@ -37,12 +37,9 @@ class Curve(NamedTuple):
 
 # python -m tinyllm.prepare --preset P --out data/P
 # python -m tinyllm.pretrain --preset P --data data/P --out checkpoints/P_N --max-tokens N --compile on
-# (three of nano's with --max-minutes instead; docs/log.md). Three numbers of tokens make a curve; until base has them,
-# its loss is unknown.
 CURVES = {
-    "nano": Curve(((61_440, 2.429), (94_208, 2.242), (151_552, 1.944), (524_288, 1.060), (600_064, 0.984),
-                   (962_560, 0.775)), 10_920_895),
-    "base": Curve(((40_960, 2.012),), 9_205_724),
+    "nano": Curve(((131_072, 2.013), (262_144, 1.536), (524_288, 1.100), (1_048_576, 0.798)), 11_803_418),
+    "base": Curve(((131_072, 1.549), (262_144, 1.243), (524_288, 0.940)), 9_820_733),
 }
 
 
@@ -51,8 +48,8 @@ class PlanConfig(Settings):
     """Know before you train: when a run will end, how much memory it takes and which loss to expect.
 
     Trains each preset on this machine for a few steps, less than a minute in all, and compares the presets. Without
-    --tokens and --hours: one hour, as `pretrain` does. The loss is that of the built-in texts of
-    25 November 2026; those of today have other problems. Examples:
+    --tokens and --hours: one hour, as `pretrain` does. The loss is that of the built-in texts of 27 November 2026.
+    Examples:
       python -m tinyllm.plan --hours 8
       python -m tinyllm.plan --preset base --tokens 50M
     """
