@@ -155,12 +155,12 @@ def predict(preset: str, config: PretrainConfig, speed: Speed, now: datetime) ->
     seconds = speed.first + (steps - 1) * speed.step + n_validations * speed.validation
     tokens, curve = steps * step_tokens, CURVES[preset]
     low, high = curve.points[0][0], curve.points[-1][0]
-    law = fit(curve.points) if len(curve.points) >= 3 else None
+    law = fit(curve.points)
     return {"preset": preset, "tokens": tokens, "steps": steps, "hours": seconds / 3600,
             "ends": (now + timedelta(seconds=seconds)).isoformat(timespec="minutes"),
             "tokens_per_second": step_tokens / each, "first_step_seconds": speed.first, "memory_mb": speed.memory_mb,
-            "bits_per_byte": law.at(tokens) if law else None, "measured_tokens": [low, high],
-            "largest_miss": max(abs(law.at(n) / loss - 1) for n, loss in curve.points) if law else None,
+            "bits_per_byte": law.at(tokens), "measured_tokens": [low, high],
+            "largest_miss": max(abs(law.at(n) / loss - 1) for n, loss in curve.points),
             "extrapolated": not low <= tokens <= high, "passes": tokens / curve.corpus_tokens}
 
 
@@ -174,7 +174,7 @@ def training_flags(config: PlanConfig, preset: str) -> list[str]:
 
 
 def plan(config: PlanConfig) -> dict:
-    """What the command prints: {"machine", "settings", "plans", "lowest_loss"}; None if a preset's loss is unknown."""
+    """What the command prints: {"machine", "settings", "plans", "lowest_loss"}; None where a loss is a guess."""
     presets = list(CURVES) if config.preset == "both" else [config.preset]   # the smaller first: memory is a maximum
     plans = []
     for preset in presets:
@@ -182,8 +182,8 @@ def plan(config: PlanConfig) -> dict:
         run = read_settings(PretrainConfig, "python -m tinyllm.pretrain", training_flags(config, preset))
         plans.append(predict(preset, run, measure(run, config.seconds / len(presets)), datetime.now()) | {
             "command": " ".join(["python -m tinyllm.pretrain", *training_flags(config, preset)])})
-    known = all(one["bits_per_byte"] is not None for one in plans)
-    best = min(plans, key=lambda one: one["bits_per_byte"])["preset"] if known else None
+    guessed = any(one["extrapolated"] for one in plans)
+    best = None if guessed else min(plans, key=lambda one: one["bits_per_byte"])["preset"]
     return {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads()}, "settings": asdict(config),
             "plans": plans, "lowest_loss": best}
 
@@ -199,19 +199,17 @@ def table(result: dict) -> str:
             "hours": [f"{one['hours']:,.2f}" for one in plans],
             "ends, if begun now": [one["ends"].replace("T", " ") for one in plans],
             "passes over the built-in texts": [f"{one['passes']:,.2f}" for one in plans],
-            "bits per byte to expect": ["unknown" if one["bits_per_byte"] is None else f"{one['bits_per_byte']:.2f}"
-                                        + " (extrapolated)" * one["extrapolated"] for one in plans]}
+            "bits per byte to expect": [f"{one['bits_per_byte']:.2f}" + " (extrapolated)" * one["extrapolated"]
+                                        for one in plans]}
     lines = [f"{name:32}" + "".join(f"{cell:>24}" for cell in cells) for name, cells in rows.items()]
-    known = [one for one in plans if one["bits_per_byte"] is not None]
-    lines += [f"{one['preset']}: too few runs have been measured for a curve" for one in plans if one not in known]
-    lines += [f"{one['preset']}: the curve misses its own points by up to {one['largest_miss']:.0%}" for one in known]
+    lines += [f"{one['preset']}: the curve misses its own points by up to {one['largest_miss']:.0%}" for one in plans]
     lines += ["{}: the loss was measured from {:,} to {:,} tokens; {:,} lie outside, so this one is a guess".format(
-        one["preset"], *one["measured_tokens"], one["tokens"]) for one in known if one["extrapolated"]]
+        one["preset"], *one["measured_tokens"], one["tokens"]) for one in plans if one["extrapolated"]]
     lines += [f"{one['preset']}: reads the built-in texts {one['passes']:.1f} times; the curves are of texts read once"
               for one in plans if one["passes"] > 1]
-    if len(plans) > 1 and result["lowest_loss"]:
+    if len(plans) > 1:
         lines.append(f"lower loss {'with equal tokens' if result['settings']['tokens'] else 'in this time'}: "
-                     f"{result['lowest_loss']}")
+                     f"{result['lowest_loss'] or 'a guess is nothing to choose by'}")
     return "\n".join([*lines, *(one["command"] for one in plans if result["lowest_loss"] in (one["preset"], None))])
 
 
