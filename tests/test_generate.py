@@ -84,12 +84,6 @@ def test_ranking_a_few_is_as_good_as_sorting_all(scale, dtype):
             assert draw(p, uniform) == [row.tolist().index(True) for row in exceeds]
 
 
-def test_what_cannot_be_is_never_drawn():
-    """Not even where the number falls on the border between two tokens, or is 0."""
-    numbers = torch.tensor([0.0, 0.49, 0.5, 1 - 2 ** -24], dtype=torch.float64)
-    assert draw(torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(4, -1), numbers) == [1, 1, 3, 3]
-
-
 @torch.no_grad()
 def test_the_cache_changes_nothing(model):
     """Decoding from the cache equals reading everything again for each token.

@@ -41,15 +41,17 @@ def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: in
     if not top_k and bool((probabilities.amax(-1) >= top_p).all()):  # a trained model is mostly sure: nothing to rank
         return torch.zeros_like(probabilities).scatter_(-1, probabilities.argmax(-1, keepdim=True), 1.0)
     V = probabilities.shape[-1]
-    for n in [top_k, V] if top_k else [32, 1024, V]:
-        kept, order = ranked(probabilities, n)
-        if top_k:
-            kept, order = kept[:, :top_k], order[:, :top_k]
-        enough = kept[:, -1] > 0 if top_k else kept.sum(-1) >= top_p
-        if bool(enough.all()):                                       # else a tie lies across the end, or p beyond it
-            break
     if top_k:
+        kept, order = ranked(probabilities, top_k)
+        if bool((kept == 0).any()):                                  # a tie lies across the end
+            kept, order = ranked(probabilities, V)
+        kept, order = kept[:, :top_k], order[:, :top_k]
         kept = kept / kept.sum(-1, keepdim=True)
+    else:
+        for n in (32, 1024, V):
+            kept, order = ranked(probabilities, n)
+            if bool((kept.sum(-1) >= top_p).all()):                  # else a flat distribution: p lies further down
+                break
     before = kept.cumsum(-1) - kept                                  # mass ahead of each token
     kept = kept.masked_fill(before >= top_p, 0)
     kept[:, 0] = kept[:, 0].clamp_min(1e-9)                          # top_p = 0 still keeps the first

@@ -102,17 +102,20 @@ def quickstart(config: QuickstartConfig) -> dict:
             data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
             val=[str(data / "sft_val.jsonl"), str(data / "direct_val.jsonl")], init=str(out / "pretrain"),
             out=str(out / "sft"), max_minutes=minutes["sft"], dropout=0.0, **shared))
+    steps = shared | {"data": [str(data / "cot_train.jsonl")], "val": [str(data / "cot_val.jsonl")],
+                      "plain": [str(data / "sft_train.jsonl")], "dropout": 0.0}
     with part("CoT-SFT: think, then answer", seconds):
         results["cot_sft"] = cot_sft(CoTConfig(
-            data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
-            plain=[str(data / "sft_train.jsonl")], init=str(out / "sft"), out=str(out / "cot_sft"),
-            max_minutes=minutes["cot_sft"], dropout=0.0, muon_lr=0.008, batch_ramp=config.batch_ramp, **shared))
+            init=str(out / "sft"), out=str(out / "cot_sft"), max_minutes=minutes["cot_sft"], muon_lr=0.008,
+            batch_ramp=config.batch_ramp, **steps))
     if "base" in minutes:
         with part("base begins where nano ended, and goes on", seconds):
+            shutil.rmtree(out / "grown", ignore_errors=True)         # made anew: seconds, and never of an older nano
+            grow_checkpoint(GrowConfig(init=str(out / "cot_sft"), out=str(out / "grown"), seed=config.seed,
+                                       **PRESETS["base"]))
             results["base"] = cot_sft(CoTConfig(
-                data=[str(data / "cot_train.jsonl")], val=[str(data / "cot_val.jsonl")],
-                plain=[str(data / "sft_train.jsonl")], init=grown(config), out=str(out / "base"),
-                max_minutes=minutes["base"], dropout=0.0, muon_lr=0.0004, lr=0.0002, effective_batch_size=16, **shared))
+                init=str(out / "grown"), out=str(out / "base"), max_minutes=minutes["base"], muon_lr=0.0004, lr=0.0002,
+                effective_batch_size=16, **steps))
     for stage in minutes:
         plot.draw_losses(out / stage)
     with part("the test: the same questions for every stage", seconds):
@@ -135,17 +138,6 @@ def quickstart(config: QuickstartConfig) -> dict:
             chosen = choose(config)
             print(accuracies({"reading questions": chosen}))
     return {"seconds": seconds, "results": results, "test": test, "chosen": chosen}
-
-
-def grown(config: QuickstartConfig) -> str:
-    """The folder of nano made as large as base; made once."""
-    folder = Path(config.out) / "grown"
-    if config.restart:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not checkpoint.steps(folder):
-        grow_checkpoint(GrowConfig(init=str(Path(config.out) / "cot_sft"), out=str(folder), seed=config.seed,
-                                   **PRESETS["base"]))
-    return str(folder)
 
 
 def choose(config: QuickstartConfig) -> dict:

@@ -78,16 +78,17 @@ def grid(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
-def cells(facts: Sequence[dict], sizes: Sequence[int]) -> list[list[str]]:
-    """The heading and a row for each of what facts() measured: greedy, votes of the sizes wanted, format."""
+def cells(measured: Sequence[dict], sizes: Sequence[int]) -> list[list[str]]:
+    """The heading, and a row for each result of facts(): greedy, votes of the sizes wanted, format."""
     head = ["greedy", *("one sample" if k == 1 else f"vote of {k}" for k in sizes), "format"]
     return [head, *([percent(fact["greedy"]), *(percent(fact["vote"][k]) for k in sizes), f"{fact['format']:.1%}"]
-                    for fact in facts)]
+                    for fact in measured)]
 
 
-def in_short(facts: Sequence[dict]) -> list[list[str]]:
-    """The same with one sample and the vote of all alone."""
-    return cells(facts, sorted({1, max(facts[0]["vote"])}) if facts[0]["vote"] else [])
+def in_short(measured: Sequence[dict]) -> list[list[str]]:
+    """The same with no other votes than one sample and that of all."""
+    votes = measured[0]["vote"]
+    return cells(measured, sorted({1, max(votes)}) if votes else [])
 
 
 def by_group(groups: dict[str, dict]) -> list[str]:
