@@ -31,7 +31,7 @@ QUESTION = "计算：12*(3+4)-10"
 SHARES = {"nano": {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93},              # of the minutes of training
           "base": {"pretrain": 0.02, "sft": 0.01, "cot_sft": 0.83, "base": 0.14}}
 NAMES = {"pretrain": "pretrained only", "sft": "SFT, answers at once", "cot_sft": "CoT-SFT, steps first",
-         "base": "the same, grown to base"}
+         "base": "base, grown from it"}
 
 
 @dataclass
