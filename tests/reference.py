@@ -37,7 +37,7 @@ def dropout(x: Tensor, share: float) -> Tensor:
 
 
 def attention(x: Tensor, weights: dict[str, Tensor], n_heads: int, n_kv_heads: int, theta: float,
-              drop: float = 0.0) -> Tensor:
+              eps: float, drop: float = 0.0) -> Tensor:
     """softmax(Q K^T / sqrt(E) + mask) V, (B, T, D) -> (B, T, D). Vaswani et al. 2017, arXiv:1706.03762."""
     B, T, D = x.shape
     E = D // n_heads
@@ -45,7 +45,7 @@ def attention(x: Tensor, weights: dict[str, Tensor], n_heads: int, n_kv_heads: i
     k = (x @ weights["wk"].T).view(B, T, n_kv_heads, E).transpose(1, 2)       # (B, K, T, E)
     v = (x @ weights["wv"].T).view(B, T, n_kv_heads, E).transpose(1, 2)       # (B, K, T, E)
     if "q_norm" in weights:
-        q, k = rms_norm(q, weights["q_norm"], 1e-5), rms_norm(k, weights["k_norm"], 1e-5)
+        q, k = rms_norm(q, weights["q_norm"], eps), rms_norm(k, weights["k_norm"], eps)
     q, k = rotate(q, theta), rotate(k, theta)
     k = k.repeat_interleave(n_heads // n_kv_heads, dim=1)                     # (B, H, T, E): one for each query head
     v = v.repeat_interleave(n_heads // n_kv_heads, dim=1)                     # (B, H, T, E)
@@ -82,7 +82,7 @@ def logits(model: torch.nn.Module, tokens: Tensor) -> Tensor:
 
         normed = rms_norm(x, weights[f"blocks.{layer}.attention_norm.weight"], config.norm_eps)
         x = x + maybe_drop(attention(normed, named("attention", "wq wk wv wo q_norm k_norm"), config.n_heads,
-                                     config.n_kv_heads, config.rope_theta, drop))
+                                     config.n_kv_heads, config.rope_theta, config.norm_eps, drop))
         normed = rms_norm(x, weights[f"blocks.{layer}.ffn_norm.weight"], config.norm_eps)
         x = x + maybe_drop(swiglu(normed, named("ffn", "gate up down")))
     return rms_norm(x, weights["norm.weight"], config.norm_eps) @ embedding.T

@@ -109,7 +109,8 @@ def test_copying_is_learnt_in_a_fraction_of_the_steps():
     assert losses[True] < 2 and losses[False] > 5                    # ln 300 = 5.7 is knowing nothing
 
 
-@pytest.mark.parametrize("change", [{"n_kv_heads": 2}, {"qk_norm": False}, {"n_heads": 2, "n_kv_heads": 1}])
+@pytest.mark.parametrize("change", [{"n_kv_heads": 2}, {"qk_norm": False}, {"n_heads": 2, "n_kv_heads": 1},
+                                    {"dim": 192, "n_heads": 6, "n_kv_heads": 3}])
 def test_every_shape_of_attention_can_hold_the_circuit(change):
     """Shared keys and values, or no normalisation of them: the first block looks back all the same."""
     assert min(looks_back(fresh(dataclasses.replace(CONFIG, **change)))) > 0.9

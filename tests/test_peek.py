@@ -210,6 +210,14 @@ def test_without_a_checkpoint_the_shape_of_a_preset_is_offered(tmp_path, monkeyp
     assert exit.value.code == 2 and "--preset base" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_program_is_not_taken_for_base(folder, capsys):
+    """Its config.json has no "model"; showing the defaults in its place would be a wrong answer."""
+    (folder / "config.json").write_text('{"hidden_size": 64}')
+    with pytest.raises(SystemExit) as exit:
+        peek.main(["params", "--checkpoint", str(folder)])
+    assert exit.value.code == 2 and "not a tinyllm checkpoint" in capsys.readouterr().err
+
+
 def test_a_batch_without_prepared_tokens_names_the_remedy(tmp_path, capsys):
     """The token files are missed first, not the tokenizer that lies beside them."""
     with pytest.raises(SystemExit) as exit:

@@ -47,6 +47,20 @@ def test_a_tree_says_what_separate_readings_say(reader, tokenizer):
             torch.testing.assert_close(hidden[row, ends], alone, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_trees_need_no_compiler(reader, tokenizer, training):
+    """Blocks that a long run has compiled are read plainly: each tree has a shape of its own, and where the compiler is
+    broken the exam at the end of the run must not be lost."""
+
+    def broken(*_):
+        raise RuntimeError("no compiler")
+
+    for block in reader.train(training).blocks:
+        block.compile(backend=broken)
+    trees = [tree(drill(number), tokenizer, 400) for number in DRILLS[:2]]
+    assert accuracy(reader, trees, tokenizer.eos) >= 0 and read_trees(reader, trees).isfinite().all()
+
+
 def test_a_drill_is_read_as_the_scorer_reads_it(tokenizer):
     """The same ids: what is practised is what is measured."""
     compared = 0

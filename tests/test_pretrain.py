@@ -1,6 +1,7 @@
 """Pretraining, end to end on a tiny model: a folder of text becomes a model that has learnt something from it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -46,12 +47,22 @@ def test_the_data_decides_the_vocabulary(data, tmp_path):
     assert config.vocab_size == 16000 and model.config.vocab_size == tokenizer.vocab_size <= 700
 
 
+def test_a_tokenizer_that_the_text_was_not_prepared_with_is_refused(data, tmp_path, tokenizer):
+    """Its ids would mean other words, or rows of the embedding that do not exist."""
+    shutil.copytree(data, tmp_path / "mixed")
+    tokenizer.save(tmp_path / "mixed" / "tokenizer.model")
+    with pytest.raises(ValueError, match="the tokenizer has .* tokens but the text was prepared with"):
+        pretrain.pretrain(PretrainConfig(**TINY, data=str(tmp_path / "mixed"), out=str(tmp_path / "run"), max_steps=1))
+
+
 def test_a_run_can_start_from_another_ones_weights(data, tmp_path):
     """--init continues what a model knows: its first loss is the other's last one, not ln V."""
     first = pretrain.pretrain(PretrainConfig(**TINY, data=data, out=str(tmp_path / "a"), max_steps=40))
     pretrain.pretrain(PretrainConfig(**TINY, data=data, out=str(tmp_path / "b"), init=str(tmp_path / "a"), max_steps=1))
     start = next(row["val_loss"] for row in plot.read_metrics(tmp_path / "b") if "val_loss" in row)
     assert start == pytest.approx(first["val_loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="would replace the checkpoint that the training starts from"):
+        pretrain.pretrain(PretrainConfig(**TINY, data=data, out=str(tmp_path / "a"), init=str(tmp_path / "a")))
     with pytest.raises(ValueError, match="has another shape than asked for"):
         pretrain.pretrain(PretrainConfig(**TINY | {"n_layers": 1}, data=data, out=str(tmp_path / "c"),
                                          init=str(tmp_path / "a"), max_steps=1))
@@ -94,7 +105,7 @@ def test_without_limits_a_run_takes_an_hour():
     (["--data", "nowhere"], "nowhere: no prepared tokens here (meta.json is missing)"),
     (["--data", "{data}", "--init", "nowhere"], "nowhere: no checkpoint here"),
     (["--data", "{data}", "--context", "65536"], "do not fill one row of context=65536"),
-    (["--data", "{data}", "--start-context", "300", "--context", "512"], "cannot be cut into rows of 300"),
+    (["--context", "384"], "--start-context 256 does not divide --context 384"),
     (["--data", "{data}", "--out", "{data}/meta.json"], "meta.json"),
     (["--dim", "100", "--n-heads", "8"], "dim=100 must be n_heads=8 times an even head width"),
 ])

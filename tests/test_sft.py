@@ -263,6 +263,26 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, pretrained, capsys, line, se
     assert exit.value.code == 2 and sentence in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("kind", ["training", "validation"])
+def test_rows_that_do_not_fit_are_named_by_their_kind(tmp_path, pretrained, capsys, kind):
+    """A validation file with one long answer says nothing about the rows to learn from."""
+    long, short = ([{"user": "x", "assistant": word}] for word in ("yes " * 500, "yes"))
+    files = [write(tmp_path / f"{n}.jsonl", rows) for n, rows in enumerate((long, short))]
+    data, val = files if kind == "training" else reversed(files)
+    with pytest.raises(SystemExit) as exit:
+        sft.main([*flags(tmp_path, pretrained, data), "--val", val])
+    assert exit.value.code == 2 and f"none of 1 {kind} rows fits in context=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [sft.main, cot_sft.main])
+def test_a_stage_does_not_write_over_its_start(tmp_path, pretrained, capsys, command):
+    """`--restart` would remove the model to begin with."""
+    with pytest.raises(SystemExit) as exit:
+        command(["--init", pretrained, "--out", pretrained, "--restart"])
+    assert exit.value.code == 2 and "would replace the checkpoint" in capsys.readouterr().err
+    assert checkpoint.load(pretrained)
+
+
 def test_defaults_name_the_stage_before():
     """Three commands in a row need no flags."""
     assert SFTConfig().init == "checkpoints/pretrain" and SFTConfig().out == "checkpoints/sft"

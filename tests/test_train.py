@@ -120,7 +120,7 @@ def test_one_batch_can_be_memorised():
 
 
 def test_ignored_targets_teach_nothing():
-    """Padding and prompts are IGNORE; changing what they would have been changes no gradient."""
+    """Padding and prompts are IGNORE: the loss is the sum over all the other targets, and they alone are counted."""
     batch = batch_at(0)
     batch.targets[:, :10] = IGNORE
     loss, count = next_token_loss(fresh().eval(), batch)
@@ -184,7 +184,7 @@ def test_the_clock_can_end_a_run():
     assert state.step > 0 and 0.6 <= state.seconds < 10
     again = train.train(fresh(), batch_at, replace(CONFIG, max_steps=0, max_minutes=0.01), resume=(state, {}))
     assert again.step == state.step
-    longer, _ = TrainState(step=1, seconds=30.0), train.train(fresh(), batch_at, replace(CONFIG, max_steps=1))
+    longer = TrainState(step=1, seconds=30.0)
     assert train.train(fresh(), batch_at, replace(CONFIG, max_steps=2), resume=(longer, {})).seconds > 30
 
 
@@ -480,6 +480,18 @@ def test_a_state_this_version_cannot_read_is_set_aside(tmp_path, tokenizer, caps
     assert "unknown setting 'mood'; set aside as damaged-step-00000020" in capsys.readouterr().err
 
 
+def test_a_run_is_never_begun_again_unasked(tmp_path, tokenizer):
+    """If no state can be read, whatever the cause, the states and the log stay until the user says --restart."""
+    stage(tmp_path, tokenizer, replace(CONFIG, save_every=5))
+    for file in tmp_path.glob("step-*/state.json"):
+        file.write_text("{")
+    before = sorted(tmp_path.rglob("*")), (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="none of its 2 states can be read .*state.json.*--restart"):
+        stage(tmp_path, tokenizer)
+    assert before == (sorted(tmp_path.rglob("*")), (tmp_path / "metrics.jsonl").read_text())
+    assert stage(tmp_path, tokenizer, replace(CONFIG, restart=True))[1].step == CONFIG.max_steps
+
+
 def test_a_folder_with_another_model_is_refused(tmp_path, tokenizer):
     """Resuming must not quietly train something else than was asked for."""
     stage(tmp_path, tokenizer)
@@ -499,7 +511,7 @@ def test_resuming_with_other_tokens_is_refused(tmp_path, tokenizer):
     stage(tmp_path / "run", tokenizer)
     other = tokenizers.train(["Quite another text, with other words."] * 3 + SENTENCES, tokenizer.vocab_size, tmp_path)
     assert other.vocab_size == tokenizer.vocab_size
-    with pytest.raises(ValueError, match=r"trained with another tokenizer than this data; .*--restart"):
+    with pytest.raises(ValueError, match=r"trained with another tokenizer than .*--data or --init; .*--restart"):
         stage(tmp_path / "run", other)
 
 

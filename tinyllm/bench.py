@@ -167,7 +167,8 @@ def measure_gradients(model: TinyLLM, rows: int, length: int, gflops: float, way
 def measure_optimizers(model: TinyLLM, dtype: torch.dtype, step_seconds: float, repeats: int,
                        seconds: float) -> list[dict]:
     """Milliseconds in which each optimizer moves all weights, beside a whole training step."""
-    forward_backward(model, random_batch(model, 1, 2), train.next_token_loss, torch.float32)     # makes the gradients
+    with torch.compiler.set_stance("force_eager"):                   # for the gradients alone; of a shape of its own
+        forward_backward(model, random_batch(model, 1, 2), train.next_token_loss, torch.float32)
     jobs = {}
     for name in ("adamw", "muon"):
         made = make_optimizers(model, name, lr=0.0, muon_lr=0.0, weight_decay=0.1, dtype=dtype)

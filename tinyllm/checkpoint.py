@@ -119,6 +119,13 @@ def resolve(folder: str | Path) -> Path:
     return found
 
 
+def keep(start: str | Path, out: str | Path) -> None:
+    """ValueError if a training that starts from `start` would write over it in `out`."""
+    folder = resolve(start).resolve()
+    if Path(out).resolve() in (folder, folder.parent if folder.name.startswith("step-") else folder):
+        raise ValueError(f"{out} would replace the checkpoint that the training starts from; choose another --out")
+
+
 def default() -> Path:
     """The checkpoint to use when the user names none: the most skilled stage that exists."""
     for folder in [*(Path("checkpoints") / stage for stage in STAGES), SHIPPED]:
@@ -135,16 +142,22 @@ def is_chat(folder: str | Path) -> bool:
     return bool(read_json(resolve(folder) / "config.json").get("chat"))
 
 
+def shape(folder: str | Path) -> ModelConfig:
+    """The shape of the model in a checkpoint or run folder."""
+    path = resolve(folder) / "config.json"
+    settings = read_json(path)
+    if not isinstance(settings.get("model"), dict):
+        raise ValueError(f"{path}: no \"model\" settings; this is not a tinyllm checkpoint")
+    return from_dict(ModelConfig, settings["model"], str(path))
+
+
 def load(folder: str | Path) -> tuple[TinyLLM, Tokenizer]:
     """The model (in eval mode, fp32) and the tokenizer of a checkpoint or run folder.
 
     Strict: every weight must be there with the right shape, and no other. ValueError says what is wrong with the file.
     """
     folder = resolve(folder)
-    settings = read_json(folder / "config.json")
-    if not isinstance(settings.get("model"), dict):
-        raise ValueError(f"{folder / 'config.json'}: no \"model\" settings; this is not a tinyllm checkpoint")
-    config = from_dict(ModelConfig, settings["model"], f"{folder / 'config.json'}")
+    config = shape(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens but the model has "
@@ -186,7 +199,7 @@ def lock(run: str | Path) -> Iterator[None]:
             else:
                 import fcntl
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):                   # what Unix and what Windows says
             raise ValueError(f"{run}: another trainer is writing here; wait for it or choose another --out") from None
         yield
 
@@ -208,7 +221,7 @@ def pack(folder: str | Path, out: str | Path) -> int:
     write_atomically(out / "model.safetensors", safetensors.torch.save(weights))
     tokenizer.save(out / "tokenizer.model")
     write_atomically(out / "config.json", (folder / "config.json").read_bytes())
-    return sum(path.stat().st_size for path in out.iterdir())
+    return sum((out / name).stat().st_size for name in ("model.safetensors", "tokenizer.model", "config.json"))
 
 
 @dataclass

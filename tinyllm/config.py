@@ -178,8 +178,8 @@ def read_command(commands: dict[str, type], prog: str, argv: list[str] | None = 
     lines = [f"  {name:10} {cls.__doc__.splitlines()[0]}" for name, cls in commands.items()]
     parser = _Parser(prog=prog, description="\n".join(lines), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=list(commands), metavar="|".join(commands))
-    parser.parse_args(argv)
-    raise AssertionError("parse_args leaves when the subcommand is missing or unknown")
+    parser.parse_args(argv)                                          # leaves if the subcommand is missing or unknown
+    parser.error(f"the subcommand comes first: one of {', '.join(commands)}")
 
 
 def _parser(cls: type, prog: str) -> argparse.ArgumentParser:

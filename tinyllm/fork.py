@@ -34,20 +34,23 @@ Cache = Callable[..., KVCache]
 def batches(encoded: Sequence[Encoded], max_tokens: int = 4096, padding: int = 8) -> list[list[int]]:
     """Numbers of the questions that are read together: as many options each, prefixes of nearly the same length.
 
-    A batch reads at most `max_tokens` tokens (or one question); no prefix gets more than `padding` padding tokens.
+    A batch reads at most `max_tokens` tokens, padding included (or one question); no prefix gets more than `padding`
+    padding tokens.
     """
     order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].options), len(encoded[i].prefix)))
     made: list[list[int]] = []
+    longest = 0                                                      # option of the last batch; all are padded to it
     for number in order:
         one = encoded[number]
         if made:
-            first = encoded[made[-1][0]]
-            size = (len(made[-1]) + 1) * n_tokens(one)
+            first, longest = encoded[made[-1][0]], max(longest, *map(len, one.options))
+            size = (len(made[-1]) + 1) * (len(one.prefix) + len(one.options) * longest)
             if len(first.options) == len(one.options) and len(one.prefix) - len(first.prefix) <= padding \
                     and size <= max_tokens:
                 made[-1].append(number)
                 continue
         made.append([number])
+        longest = max(map(len, one.options))
     return made
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tinyllm import checkpoint
-from tinyllm.config import command, opt, part, read_settings
+from tinyllm.config import PRESETS, command, opt, part, read_settings
 from tinyllm.model import Block, ModelConfig, TinyLLM
 
 
@@ -32,13 +32,16 @@ class GrowConfig(ModelConfig):
     init: str = opt("checkpoints/nano", "checkpoint of the smaller model")
     out: str = opt("checkpoints/grown", "folder for the larger one")
     seed: int = opt(0, "of what is random in the new parts", low=0)
+    vocab_size: int = opt(PRESETS["base"]["vocab_size"], "has no effect: the vocabulary stays", low=2)
+    norm_eps: float = opt(1e-5, "has no effect: follows from that of the smaller model", low=0)
 
 
 def grow(small: TinyLLM, shape: ModelConfig, seed: int = 0) -> TinyLLM:
     """A model of `shape` with the same logits as `small`, up to rounding. ValueError where it cannot be.
 
     The hidden state (D,) becomes (D',): D numbers as before, then zeros. The norm divides by the root of a mean over D'
-    numbers in place of D, so its weights and its epsilon shrink to match. Old layers are spread evenly among new ones.
+    numbers in place of D, so its weights and its epsilon shrink to match. (The norms of queries and keys share the
+    epsilon though they are as wide as before: about 1e-4 of a logit.) Old layers are spread evenly among new ones.
     """
     old = small.config
     for name in ("vocab_size", "head_dim", "rope_theta", "qk_norm"):

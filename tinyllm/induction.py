@@ -38,7 +38,9 @@ def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
     # ... says which one it is, and where it says which one stood before it.
 
     back, copy = model.blocks[0].attention, model.blocks[1].attention
-    n_back, n_keys = (max(1, n // 2) for n in (config.n_heads, config.n_kv_heads))
+    per_key = config.n_heads // config.n_kv_heads                    # query heads that share one K/V head
+    n_back = max(1, config.n_heads // 2)
+    n_keys = -(-n_back // per_key)                                   # K/V heads that these look with
     for weight in (back.wq.weight[:n_back * E], back.wk.weight[:n_keys * E], copy.wq.weight, copy.wk.weight):
         weight *= 0.1                  # what stays random is quiet, but not 0: a score of 0 * 0 has no gradient either
     here = (torch.arange(E) % (E // 2) < N_PAIRS).float()            # (E,)
@@ -59,7 +61,6 @@ def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
 
     # Which token it is must not depend on how far away it stands: only the half of the pairs that turn slowly tells.
     slow = (torch.arange(E) % (E // 2) >= E // 4).float()[:, None]   # (E, 1)
-    per_key = config.n_heads // config.n_kv_heads                    # query heads that share one K/V head
     for key in range(config.n_kv_heads):
         rows, share = slice(E * key, E * (key + 1)), torch.linalg.qr(draw(D, E))[0]  # (D, E)
         copy.wk.weight[rows] += 0.3 * slow * before.T

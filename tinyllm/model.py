@@ -57,8 +57,8 @@ class RMSNorm(nn.Module):
 
 def rope_tables(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin, each (context, E/2): position p turns pair i by the angle p / theta^(2i/E)."""
-    wavelengths = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)     # (E/2,)
-    angles = torch.arange(context, dtype=torch.float64)[:, None] * wavelengths                 # (context, E/2)
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)     # (E/2,)
+    angles = torch.arange(context, dtype=torch.float64)[:, None] * frequencies                 # (context, E/2)
     return angles.cos().float(), angles.sin().float()
 
 

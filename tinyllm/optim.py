@@ -56,9 +56,9 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """`matrix` (m, n) with its singular values moved near 1: about U V^T of U S V^T.
 
     Newton-Schulz iteration on G = X X^T, or X^T X if smaller (Jordan et al. 2024, "Muon"), matrix products only:
-    what was above a hundredth of the largest singular value ends between 0.7 and 1.3, near enough for a direction. It
-    must start with none above 1: the root of |G| is a closer bound of the largest one than |X|; the hundredth on top is
-    for rounding.
+    no singular value may exceed 1 at the start, and what starts above a hundredth ends between 0.7 and 1.3, near enough
+    for a direction. So X is divided by a bound of its largest singular value: the root of |G|, which is closer than |X|
+    (too large by the fourth root of n if all n are equal), and a hundredth more for rounding.
     """
     x = matrix.to(dtype)
     x = x / (x.norm() + 1e-7)

@@ -25,7 +25,7 @@ from tinyllm.anatomy import (
     shape_table,
     surprises,
 )
-from tinyllm.config import PRESETS, Settings, command, from_dict, opt, read_command, read_json
+from tinyllm.config import PRESETS, Settings, command, opt, read_command
 from tinyllm.data import IGNORE, PackedRows, TokenFiles
 from tinyllm.generate import document_prompt, printable
 from tinyllm.model import KVCache, ModelConfig, TinyLLM
@@ -128,10 +128,9 @@ class PeekConfig(Peek):
             return ModelConfig(**{field.name: PRESETS[self.preset].get(field.name, field.default)
                                   for field in fields(ModelConfig)})
         try:
-            path = self.folder() / "config.json"
+            return checkpoint.shape(self.folder())
         except ValueError as error:
             raise ValueError(f"{error}, or look at a shape with --preset base") from None
-        return from_dict(ModelConfig, read_json(path).get("model", {}), str(path))
 
 
 @dataclass

@@ -131,8 +131,7 @@ def measure(config: PretrainConfig, seconds: float) -> Speed:
     model = TinyLLM(part(ModelConfig, config))
     batch = random_batch(model, config.effective_batch_size, config.context)
     rows, until = [], time.monotonic() + seconds
-    compile = "on" if train.worth_compiling(model, lambda step: batch, config) else "off"
-    endless = replace(config, start_context=0, max_steps=10 ** 9, max_tokens=0, max_minutes=0.0, compile=compile)
+    endless = replace(config, start_context=0, max_steps=10 ** 9, max_tokens=0, max_minutes=0.0)
     train.train(model, lambda step: batch, endless, val={"text": batch.split(config.batch_size)}, report=rows.append,
                 should_stop=lambda: len(rows) > 3 and time.monotonic() > until)
     validation, first, *later = rows

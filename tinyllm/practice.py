@@ -95,9 +95,10 @@ def read_trees(model: TinyLLM, trees: Sequence[Tree]) -> Tensor:
     mine = lambda group: (group[:, None] == TRUNK) | (group[:, None] == group[..., None])      # (B, T queries, T keys)
     mask = torch.ones(width, width, dtype=torch.bool).tril() & mine(question) & mine(option)
     rope = model.rope_cos[position][:, None], model.rope_sin[position][:, None]                # (B, 1, T, E/2)
-    x = model.embed(tokens)
-    for block in model.blocks:
-        x = block(x, rope, mask[:, None])
+    x = model.drop(model.embed(tokens))
+    with torch.compiler.set_stance("force_eager"):                   # every batch of trees has a shape of its own
+        for block in model.blocks:
+            x = block(x, rope, mask[:, None])
     return model.norm(x)
 
 
@@ -134,8 +135,7 @@ def with_drills(tokenizer: Tokenizer, context: int, seed: int) -> LossFn:
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.tokens.shape[1] > 1:
             return next_token_loss(model, batch)
-        # Every tree has a shape of its own; what is made on the way lies where the model does.
-        with torch.compiler.set_stance("force_eager"), model.embed.weight.device:
+        with model.embed.weight.device:                              # what is made on the way lies where the model does
             nats, n = drill_loss(model, [grown(number) for number in batch.tokens[:, 0].tolist()], tokenizer.eos)
         return WEIGHT * nats, WEIGHT * n
 
@@ -215,6 +215,7 @@ class PracticeConfig(TrainConfig):
 def practice(config: PracticeConfig) -> dict:
     """The stage as `config` says; the result with the right choices on held-out passages before and after."""
     parallel.start()
+    checkpoint.keep(config.init, config.out)
     model, tokenizer = checkpoint.load(config.init)
     before, n = examined(model, tokenizer)["choice"], config.effective_batch_size
     state = run_stage(model, tokenizer, lambda step: drill_batch(step * n, n), config, config.out, val={},

@@ -53,15 +53,23 @@ class PretrainConfig(ModelConfig, TrainConfig):
         super().__post_init__()
         if not (self.max_steps or self.max_tokens or self.max_minutes):
             self.max_minutes = 60.0
+        if 0 < self.start_context < self.context and self.context % self.start_context:
+            raise ValueError(f"--start-context {self.start_context} does not divide --context {self.context}; give a "
+                             "divisor of it, or 0 for whole rows from the start")
 
 
 def pretrain(config: PretrainConfig) -> dict:
     """Trains as `config` says and returns the result."""
     parallel.start()
+    if config.init:
+        checkpoint.keep(config.init, config.out)
     with parallel.first_alone():
         prepare_world_if_missing(config)
     tokens, val_tokens = (TokenFiles(config.data, split) for split in ("train", "val"))
     tokenizer = Tokenizer.load(config.data)
+    if tokenizer.vocab_size != tokens.vocab_size:
+        raise ValueError(f"{config.data}: the tokenizer has {tokenizer.vocab_size} tokens but the text was prepared "
+                         f"with {tokens.vocab_size}; run prepare again")
     shape = part(ModelConfig, config)
     shape.vocab_size = tokenizer.vocab_size                          # the data decides
     torch.manual_seed(config.seed)

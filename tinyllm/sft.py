@@ -112,7 +112,7 @@ def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list
 
 
 def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> dict:
-    """Trains the checkpoint `config.init` on `train_rows`; returns the result, with the validation loss by family."""
+    """Trains the checkpoint `config.init` on `train_rows`; returns the result."""
     model, tokenizer = checkpoint.load(config.init)
     context = model.config.context
     examples, dropped, cut = to_examples(train_rows, tokenizer, context)
@@ -120,9 +120,10 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
     held_out, val_dropped, val_cut = to_examples(val_rows[:config.val_rows], tokenizer, context)
     packed = lambda chosen, rows, doublings=(): PackedExamples([example for _, example in chosen], context, rows,
                                                                config.seed, tokenizer.pad, doublings)
-    if not examples or not held_out:
-        raise ValueError(f"none of {len(train_rows)} training or {len(val_rows)} validation rows fits in "
-                         f"context={context}; the last answer must fit whole: use shorter rows or a larger model")
+    for kind, fitting, rows in (("training", examples, train_rows), ("validation", held_out, val_rows)):
+        if not fitting:
+            raise ValueError(f"none of {len(rows)} {kind} rows fits in context={context}; the last answer must fit "
+                             "whole: use shorter rows or a larger model")
     val = {family: packed([one for one in held_out if one[0] == family], config.batch_size).batches()
            for family in sorted({family for family, _ in held_out})}
     batch_at = packed(examples, config.effective_batch_size or max(1, 2048 // context), config.batch_ramp)
@@ -143,7 +144,7 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
 def sft(config: SFTConfig) -> dict:
     """Stage 2 as `config` says."""
     parallel.start()
-    checkpoint.resolve(config.init)                                  # a missing start is said before any work
+    checkpoint.keep(config.init, config.out)                         # or a missing one: said before any work
     kinds = ("sft", "direct")
     rows = read_files(config.data or default_files(kinds, "train"))
     if config.val or not config.data:

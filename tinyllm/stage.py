@@ -64,7 +64,8 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
             state = train(model, batch_at, config, val=val, loss_fn=loss_fn, save=save, resume=resume, report=log,
                           should_stop=lambda: bool(stop))
     if stop and state.progress(config) < 1:
-        print(f"stopped and saved at step {state.step:,}; the same command goes on from here", file=sys.stderr)
+        print(f"stopped and saved at step {state.step:,}; the same command goes on from here" if state.step else
+              "stopped before the first step", file=sys.stderr)
         raise KeyboardInterrupt
     return state
 
@@ -73,18 +74,22 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
              config: TrainConfig) -> tuple[TrainState, dict[str, Tensor]] | None:
     """Puts the newest whole state of `folder` into `model`; returns it with its optimizer tensors, or None if empty.
 
-    A damaged state is set aside with a line on stderr, and the one before it is used. ValueError if the run is of
-    another recipe, seed, shape or tokenizer; other settings that have changed since are named on stderr.
+    A damaged state is set aside with a line on stderr, and the one before it is used; if none can be read, ValueError:
+    a run is never begun again unasked. ValueError also if the run is of another recipe, seed, shape or tokenizer; other
+    settings that have changed since are named on stderr.
     """
+    damaged: dict[Path, Exception] = {}
     for newest in reversed(checkpoint.steps(folder)):
         try:
             stored, words = checkpoint.load(newest)
             tensors = checkpoint.read_tensors(newest / "optimizer.safetensors")
             state = from_dict(TrainState, read_json(newest / "state.json"), str(newest / "state.json"))
         except (ValueError, FileNotFoundError) as error:
-            print(f"{error}; set aside as damaged-{newest.name}", file=sys.stderr)
-            newest.rename(folder / f"damaged-{newest.name}")
+            damaged[newest] = error
             continue
+        for one, error in damaged.items():
+            print(f"{error}; set aside as damaged-{one.name}", file=sys.stderr)
+            one.rename(folder / f"damaged-{one.name}")
         changed = _changed(read_json(newest / "config.json").get("settings", {}), dataclasses.asdict(config))
         for name, (before, now) in changed.items():
             if name not in ("recipe", "seed"):
@@ -95,14 +100,17 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
             raise ValueError(f"{folder} holds a model of another shape; choose another --out, or begin again with "
                              "--restart")
         if words.model != tokenizer.model:
-            raise ValueError(f"{folder} was trained with another tokenizer than this data; prepare the data with "
-                             f"--tokenizer {newest}, choose another --out, or begin again with --restart")
+            raise ValueError(f"{folder} was trained with another tokenizer than that of this run's --data or --init; "
+                             "choose another --out, or begin again with --restart")
         model.load_state_dict(stored.state_dict())
         if changed and parallel.rank() == 0:
             print("settings that differ from those of the sitting before: " + ", ".join(
                 f"--{name.replace('_', '-')} {now} ({before})" for name, (before, now) in changed.items()),
                 file=sys.stderr)
         return state, tensors
+    if damaged:
+        raise ValueError(f"{folder}: none of its {len(damaged)} states can be read ({next(iter(damaged.values()))}); "
+                         "go on with the version that wrote them, or begin again with --restart")
     return None
 
 

@@ -116,9 +116,7 @@ def train_scorer(config: ScorerConfig) -> dict:
     """Trains as `config` says and writes the folder; returns accuracies of validation (and test) beside baselines."""
     started = time.monotonic()
     folder = checkpoint.resolve(config.checkpoint or checkpoint.default())
-    if (Path(config.out) / "model").resolve() in [folder.resolve(), *folder.resolve().parents]:
-        raise ValueError(f"--out {config.out} would replace the checkpoint that the training starts from; choose "
-                         "another --out")
+    checkpoint.keep(folder, Path(config.out) / "model")
     model, tokenizer = checkpoint.load(folder)
     if config.unfreeze > model.config.n_layers:
         raise ValueError(f"--unfreeze {config.unfreeze}: the model has {model.config.n_layers} blocks")
