@@ -7,6 +7,7 @@ import json
 import operator
 import random
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from fractions import Fraction
 
@@ -455,6 +456,17 @@ def test_a_number_that_does_not_matter_is_of_somebody_and_something_else():
         said = aside(roles, "en", rng)
         assert roles["A"].english not in said and not re.search(rf"\b{roles['X'].english}s\b", said), said
         assert not re.search(r"\d", opening(roles, "en", rng))
+
+
+def test_a_library_is_not_getting_ready_for_a_party():
+    """Openings are about people; whoever is no `he` or `she` gets one about nobody."""
+    rng, named = random.Random(0), {}
+    for sex in ("girl", "it"):
+        someone = next(one for one in choices("anyone") if one.features["sex"] == [sex])
+        known = {"A": replace(someone, english="Zzyx", plural="Zzyx", chinese="奇奇奇")}
+        said = [opening(known, language, rng) for language in LANGUAGES for _ in range(100)]
+        named[sex] = sum("Zzyx" in text or "奇奇奇" in text for text in said)
+    assert named["girl"] > 20 and named["it"] == 0
 
 
 def test_things_and_people_of_questions_have_one_name_each():

@@ -15,6 +15,7 @@ from tinyllm.unheard import renamed, told_as
 from tinyllm.wordings import Scene, Schema, choices, draw, draw_next, pick, say, schemas
 
 TOPS = (12, 20, 60, 60, 100, 600, 6000)                          # largest numbers of an account
+AT_MOST = {"times": 200, "parts": 600}                           # in a day or a class there are no thousands
 
 
 @dataclass(eq=False)
@@ -43,7 +44,8 @@ class Account:
 
     def __init__(self, frame: Schema, rng: random.Random, language: str, hard: bool):
         self.name, self.letters, self.rng, self.language = frame.name.split("/")[1], frame.leaves, rng, language
-        self.top, self.sentences, owners = rng.choice(TOPS) * (4 if hard else 1), [], []
+        self.sentences, owners, top = [], [], rng.choice(TOPS) * (4 if hard else 1)
+        self.top = min(top, AT_MOST.get(self.name, top))
         while len(owners) < 3:
             self.roles = draw(frame, rng)
             owners = self._owners(dict(frame.roles)[self.letters[0]])
@@ -105,7 +107,7 @@ class Account:
     def change(self, entry: Entry) -> None:
         """Something comes or goes, or is given to another whose number is known."""
         others, chance = [other for other in self.told if other is not entry], self.rng.random()
-        b = self.rng.randint(1, entry.now - 1) if entry.now > 2 else 0
+        b = self.rng.randint(2, entry.now - 2) if entry.now > 3 else 0       # never one: `1 shells were sold`
         if chance < 0.55 and b:
             gift = bool(others) and self.can("gift") and chance < 0.12
             other = self.rng.choice(others) if gift else entry
@@ -120,8 +122,8 @@ class Account:
 
     def change_unsaid(self, entry: Entry) -> bool:
         """Some more come, or some go, and how many is not said; whether there are more now."""
-        gain = self.rng.random() < 0.5 or entry.start < 3
-        entry.changes.append(self.rng.randint(2, self.top) if gain else -self.rng.randint(1, entry.start - 1))
+        gain = self.rng.random() < 0.5 or entry.start < 4
+        entry.changes.append(self.rng.randint(2, self.top) if gain else -self.rng.randint(2, entry.start - 2))
         if self.rng.random() < 0.7:
             self.sentences.append(self.tell("some-gain" if gain else "some-loss", entry))
         return gain

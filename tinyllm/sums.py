@@ -52,7 +52,8 @@ def _pupil(rng: random.Random) -> dict:
 
 
 def column(rng: random.Random, language: str, split: str) -> Exercise:
-    """2: one operation on longer numbers, lowest digit first with carries; what is left stands between the digits."""
+    """2: one operation on longer numbers: lowest digit first, with carries and with what is left between the digits; a
+    factor of two digits in two parts, the tens first."""
     hard = split == "harder"
     sign, low, digits = rng.choice("+-*"), 1000 if hard else 11, rng.randint(4, 5) if hard else rng.randint(2, 4)
     a, b = (rng.randint(low, 10 ** digits - 1) for _ in range(2))

@@ -20,11 +20,11 @@ LABELS = {"start": "开始", "more": "增加", "less": "减少", "now": "现在"
           "difference": "相差", "more than": "多", "fewer": "少", "times": "倍数", "used": "用去", "number": "份数",
           "each": "每份", "full": "装满"}
 BEGINNINGS = {"A", "All", "Along", "Altogether", "Among", "An", "Another", "Apart", "Autumn", "Before", "Besides",
-              "Children", "Compared", "Each", "Earlier", "Every", "Everybody", "Everyone", "First", "Going", "Half",
-              "He", "In", "It", "Later", "Meals", "Nearby", "Next", "Now", "Of", "On", "One", "Only", "Originally",
-              "Out", "Pupils", "Seats", "She", "So", "Some", "Someone", "Soon", "Spring", "Summer", "That", "The",
-              "Their", "Then", "There", "They", "Those", "Three", "Tickets", "Today", "Together", "Two", "Until", "We",
-              "What", "Winter", "With", "Yesterday"}     # of sentences, and no names
+              "Cards", "Children", "Compared", "Each", "Earlier", "Every", "Everybody", "Everyone", "First", "Going",
+              "Half", "He", "In", "It", "Later", "Meals", "Nearby", "Next", "Now", "Of", "On", "One", "Only",
+              "Originally", "Out", "Pupils", "Seats", "She", "So", "Some", "Someone", "Soon", "Spring", "Summer",
+              "That", "The", "Their", "Then", "There", "They", "Those", "Three", "Tickets", "Today", "Together",
+              "Two", "Until", "We", "What", "Winter", "With", "Without", "Yesterday"}     # of sentences, and no names
 # First words of sentences that already say where or when.
 UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On ", "When ", "While ", "Last ", "Next ",
             "This ", "To ", "With ", "Altogether", "Together", "Later ", "Now ", "Soon ", "Yesterday", "Today", "在",
@@ -33,7 +33,8 @@ UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On 
 # place or hour before them.
 TIMELESS = re.compile(
     r"\b(morning|afternoon|evening|yesterday|today|last|this|each|every|per|years? old|long|wide|high|area|edge|side|"
-    r"diameter|speed|weighs?|costs?|likes?|used to)\b|岁|厘米|面积|速度|昨|今|每|早|晚|重|元", re.I)
+    r"length|diameter|speed|weighs?|costs?|likes?|used to)\b|"
+    r"岁|厘米|面积|速度|昨|今|每|早|晚|重|元|原来|[上这]周|[去前]年|月|星期", re.I)
 # A question with one of these points at what came last.
 POINTING = re.compile(r"\b(its?|they|them|their|these|those|that|this|he|she|his|her|him)\b|[它他她那这]|第二个|前一天",
                       re.I)
@@ -162,8 +163,9 @@ def aside(roles: dict, language: str, rng: random.Random) -> str:
 
 
 def opening(roles: dict, language: str, rng: random.Random) -> str:
-    """A sentence without numbers to begin with, about those in `roles`."""
-    schema = rng.choice([schema for schema in schemas()["intro/"] if all(role in roles for role, _ in schema.roles)])
+    """A sentence without numbers to begin with, about those in `roles`; of a library or a dog nothing is said."""
+    fit = {role for role, one in roles.items() if role != "A" or one.features.get("sex", ["it"]) != ["it"]}
+    schema = rng.choice([schema for schema in schemas()["intro/"] if all(role in fit for role, _ in schema.roles)])
     known = {role: roles[role] for role, _ in schema.roles}
     return pick(schema.facts[0], known | unheard_of(language, rng), language, rng)
 

@@ -2,7 +2,7 @@
 
 Who answers a question about 7 marbles but not one about 7 wugs has learnt the word and not the rule (the idea of the
 wug test, Berko 1958, doi:10.1080/00437956.1958.11659661). In: the people and things of a problem. Out: the same with
-other names. Used by telling.py; explained by tests/test_unheard.py.
+other names. Used by telling.py, accounts.py and groups.py; explained by tests/test_unheard.py.
 """
 
 import functools

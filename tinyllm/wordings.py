@@ -188,7 +188,7 @@ def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool
     elif spec[0] == "'":
         roles[name] = say(template(spec[1:].replace("_", " "), "en", {}), roles, "en", NO_CHOICE, words=0)
     elif spec == "letter":
-        roles[name] = rng.choice("xxxxxxynabmk")
+        roles[name] = rng.choice("xxxxxxynbmk")
     elif ".." in spec:
         low, high = (value_of(side, roles) for side in spec.rstrip("^").split(".."))
         if spec[-1] == "^" and hard:
