@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +123,24 @@ def test_a_bad_file_or_line_is_reported_with_its_place_or_counted(tmp_path, name
     notes = Tally()
     assert "good" in read(tmp_path, skip_bad=True, notes=notes)[-1]
     assert sum(count for count, _ in notes.values()) == 1
+
+
+def test_a_file_that_may_not_be_opened_is_reported_or_counted(tmp_path, monkeypatch):
+    """As one that is damaged: it has its name in the sentence, and with skip_bad the others are read."""
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("good", encoding="utf-8")
+    opened = Path.open
+
+    def may_not(path, *how):
+        if path.name == "a.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how)
+
+    monkeypatch.setattr(Path, "open", may_not)
+    with pytest.raises(ValueError, match="a.txt: Permission denied; .*--skip-bad"):
+        read(tmp_path)
+    notes = Tally()
+    assert read(tmp_path, skip_bad=True, notes=notes) == ["good"] and notes == {"unreadable file": [1, 0]}
 
 
 def test_a_skipped_line_does_not_shift_the_line_numbers(tmp_path):

@@ -32,6 +32,16 @@ def test_an_interval_covers_the_truth_in_95_of_100_cases():
     assert interval(0, 20)[0] == 0 and interval(20, 20)[1] == pytest.approx(1) and interval(0, 0) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_an_interval_holds_the_share_itself(share):
+    """All right, or none: the bound is that very share, and no rounding may put it on the wrong side, where a plot of
+    the interval would fail after hours of asking."""
+    for n in range(1, 2000):
+        hits = round(share * n)
+        low, high = interval(hits, n)
+        assert 0 <= low <= hits / n <= high <= 1
+
+
 def test_votes_of_more_samples_are_counted_from_the_same_samples():
     """One sample is the first; three vote 7, 8, 7; the greedy answer stands apart."""
     fact = facts([asked("7", "8", "8", "7", "7"), asked("5", "5", "5", "4", "4")])
@@ -143,6 +153,19 @@ def test_every_answer_can_be_read(folder, tmp_path, monkeypatch):
         if votes == "3":
             assert [(row["voted"], row["voted_right"]) for row in lines] == [("8", False), ("5", True)]
             assert lines[0]["votes"] == {"8": 2, "7": 1}
+
+
+def test_a_mistake_leaves_earlier_answers_alone(folder, tmp_path, capsys):
+    """A text that is not there, or no checkpoint: nothing has been asked, so nothing is written over."""
+    data, out = write(tmp_path / "q.jsonl", [{"user": "3+4", "final": "7"}]), tmp_path / "out"
+    out.mkdir()
+    (out / "answers.jsonl").write_text("hours of work", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "model.safetensors").write_text("nothing", encoding="utf-8")
+    for mistake in (["--checkpoint", folder, "--text", "nowhere.txt"], ["--checkpoint", str(tmp_path / "empty")]):
+        with pytest.raises(SystemExit):
+            evaluate.main([*mistake, "--data", data, "--out", str(out)])
+    assert (out / "answers.jsonl").read_text(encoding="utf-8") == "hours of work"
 
 
 def test_a_question_that_is_too_long_counts_as_not_answered(folder, tmp_path, capsys):

@@ -47,6 +47,13 @@ def test_bad_rows_are_skipped_with_their_line(tmp_path, capsys):
     assert "4 rows skipped; 2 questions read" in said
 
 
+@pytest.mark.parametrize("field", [{"question": "a \ud800?"}, {"context": "\ud800"}, {"options": ["a", "\ud800"]}])
+def test_half_a_character_is_a_fault_of_its_row(tmp_path, field):
+    """JSON can spell a surrogate that stands alone; it cannot be encoded, and must not end a run without its line."""
+    (question,), (said,) = read_questions(write(tmp_path / "a.jsonl", GOOD, GOOD | field))
+    assert question.line == 1 and "line 2: " in said and "half of a character" in said
+
+
 def test_a_file_without_a_good_row_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="line 1: 1 option"):
         read_questions(write(tmp_path / "a.jsonl", GOOD | {"options": ["a"]}))

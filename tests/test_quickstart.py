@@ -1,5 +1,8 @@
 """Quickstart: the whole story really runs, says what it did, and goes on where it was stopped."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from tinyllm import checkpoint, quickstart
@@ -27,6 +30,27 @@ def test_the_story_has_all_its_parts(tmp_path, capsys):
     again = quickstart.quickstart(config)
     assert {stage: run["steps"] for stage, run in again["results"].items()} == \
         {stage: run["steps"] for stage, run in report["results"].items()}
+
+
+def test_other_questions_get_a_vocabulary_of_their_own(tmp_path, monkeypatch):
+    """Another seed, or another generator, writes questions and vocabulary anew; the same ones write nothing."""
+    config = QuickstartConfig(data=str(tmp_path), out=str(tmp_path / "run"), **TINY)
+    monkeypatch.setattr(quickstart.tokenizer, "train", lambda texts, size, folder, seed: (
+        folder.mkdir(exist_ok=True), (folder / "tokenizer.model").write_text("".join(texts), encoding="utf-8")))
+
+    def written(config):
+        quickstart.write_problems(config)
+        return (Path(quickstart.learn_words(config)) / "tokenizer.model").read_text(encoding="utf-8")
+
+    write = quickstart.problems.write
+    monkeypatch.setattr(quickstart.problems, "write", lambda config: write(replace(config, val=1, test=1, harder=1)))
+    monkeypatch.setattr(quickstart.prepare, "code_of", lambda *modules: "one")
+    first, again, other = written(config), written(config), written(replace(config, seed=1))
+    assert first == again != other
+    (tmp_path / "words" / "tokenizer.model").write_text("kept", encoding="utf-8")
+    assert written(replace(config, seed=1)) == "kept"
+    monkeypatch.setattr(quickstart.prepare, "code_of", lambda *modules: "two")
+    assert written(replace(config, seed=1)) == other
 
 
 def test_base_grows_out_of_nano(tmp_path, monkeypatch):

@@ -174,6 +174,15 @@ def test_a_file_of_the_user_s_is_not_written_over(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["direct_train.jsonl", "sft_train.jsonl"]
 
 
+def test_only_the_rows_that_are_written_are_made(tmp_path, monkeypatch):
+    """Forty thousand training problems would be a long wait for a few hundred of a test."""
+    made = []
+    monkeypatch.setattr(sft.problems, "rows_of", lambda kind, n, config, split: made.append((kind, split)) or [])
+    sft.problems.write(sft.problems.ProblemsConfig(out=str(tmp_path)), ["cot_test.jsonl", "direct_val.jsonl"])
+    assert sorted(made) == [("cot", "test"), ("cot", "val")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cot_test.jsonl", "direct_val.jsonl"]
+
+
 def test_plain_rows_make_up_their_share():
     """One in four, each as often as the others."""
     mixed = mix(["cot"] * 30, ["a", "b", "c"], 0.25, seed=0)

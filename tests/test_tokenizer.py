@@ -1,6 +1,7 @@
 """Tokenizer: every text survives, and no text can produce a control token."""
 
 import io
+import json
 import random
 import sys
 import unicodedata
@@ -198,6 +199,16 @@ def test_commands_speak_both_languages(tokenizer, tmp_path, capsys):
     tokenizers.main(["info", *at])
     shown = capsys.readouterr().out
     assert "characters per token, en" in shown and "characters per token, zh" in shown and "Chinese" in shown
+    assert "Reasoning" not in shown                                  # a heading is given, not merged
+
+
+def test_what_is_skipped_is_said(tmp_path, capsys):
+    """A vocabulary from half of a file must not look like one from all of it."""
+    lines = [json.dumps({"text": text}) for text in SENTENCES * 20] + ["{", "[1]"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    tokenizers.main(["train", "--input", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), "--vocab-size",
+                     "400", "--skip-bad"])
+    assert "skipped: 2 bad lines\n" in capsys.readouterr().err
 
 
 def test_signs_of_arithmetic_are_tokens_of_their_own(tmp_path):

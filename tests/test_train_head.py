@@ -82,8 +82,21 @@ def test_unfrozen_blocks_are_trained_and_saved(base, data, tmp_path):
     after, _ = checkpoint.load(tmp_path / "head" / "model")
     moved = {name for (name, a), b in zip(before.named_parameters(), after.parameters()) if not torch.equal(a, b)}
     assert moved and all(name.startswith(("blocks.2.", "norm.")) for name in moved)
+    assert checkpoint.is_chat(tmp_path / "head" / "model") == checkpoint.is_chat(base)
     with pytest.raises(ValueError, match="the model has 3 blocks"):
         train_scorer(settings(base, data, tmp_path, unfreeze=4))
+    train_scorer(settings(base, data, tmp_path, epochs=1, limit=40))
+    assert not (tmp_path / "head" / "model").exists()                # that head belongs to the checkpoint itself
+
+
+def test_a_folder_that_belongs_to_no_head_is_left_alone(base, data, tmp_path):
+    """Somebody's runs may lie in a folder called `model`."""
+    mine = tmp_path / "head" / "model" / "mine"
+    mine.mkdir(parents=True)
+    with pytest.raises(ValueError, match="is there already and belongs to no head"):
+        train_scorer(settings(base, data, tmp_path, unfreeze=1))
+    train_scorer(settings(base, data, tmp_path, epochs=1, limit=40))
+    assert mine.is_dir()
 
 
 def test_the_best_head_is_kept_and_patience_ends():

@@ -94,6 +94,7 @@ def test_the_calculator_writes_the_right_side(tokenizer, config):
     write = lambda feed: tokenizer.decode(id for (id,) in stream(model, prompt, feed=feed, **settings))
     assert write(None) == text
     assert write(exact_steps(tokenizer)).startswith("12+30=42")
+    assert write(exact_steps(tokenizer, "5*")).startswith("12+30=90")            # a text that goes on: 5*12+30
 
 
 # --- votes ---

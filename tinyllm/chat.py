@@ -124,7 +124,7 @@ def messages_of(row: dict) -> list[dict]:
                                  'or "messages"')
         fields = {key: row[key] for key in ("system", *keys) if key in row}
         for key, value in fields.items():
-            _check_text(f'"{key}"', value, may_be_empty=key == "system")
+            check_text(f'"{key}"', value, may_be_empty=key == "system")
         if "final" in keys:
             language = language_of(" ".join(fields.values()))
             fields["assistant"] = rationale(fields.pop("cot"), fields.pop("final"), language)
@@ -138,7 +138,7 @@ def _checked(messages: list[dict]) -> list[dict]:
         for key in ("role", "content"):
             if key not in message:
                 raise ValueError(f'message {number} has no "{key}"')
-        _check_text(f"message {number}", message["content"], may_be_empty=message["role"] == "system")
+        check_text(f"message {number}", message["content"], may_be_empty=message["role"] == "system")
     with_system = bool(messages) and messages[0]["role"] == "system"
     if with_system and not messages[0]["content"]:
         messages, with_system = messages[1:], False
@@ -152,7 +152,8 @@ def _checked(messages: list[dict]) -> list[dict]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def _check_text(name: str, value: object, may_be_empty: bool) -> None:
+def check_text(name: str, value: object, may_be_empty: bool) -> None:
+    """ValueError unless `value` is text that can be written down, and not empty if it must not be."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, not {value!r:.40}")
     try:

@@ -122,7 +122,7 @@ def resolve(folder: str | Path) -> Path:
 def keep(start: str | Path, out: str | Path) -> None:
     """ValueError if a training that starts from `start` would write over it in `out`."""
     folder = resolve(start).resolve()
-    if Path(out).resolve() in (folder, folder.parent if folder.name.startswith("step-") else folder):
+    if Path(out).resolve() in (folder, *folder.parents):
         raise ValueError(f"{out} would replace the checkpoint that the training starts from; choose another --out")
 
 

@@ -83,7 +83,11 @@ def read_documents(files: list[Path], *, whole_files: bool, max_chars: int, skip
 def _lines(file: Path, limit: int, skip_bad: bool, notes: Tally, progress: Callable[[int], object]) -> Iterator[str]:
     """Lines of `file` with their ends; those longer than `limit` bytes in pieces; "" in place of a bad line."""
     decoder, position, shown = codecs.getincrementaldecoder("utf-8")(), 0, 0
-    with file.open("rb") as raw, (gzip.GzipFile(fileobj=raw) if file.name.lower().endswith(".gz") else raw) as stream:
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise _UnreadableFile(f"{file}: {error.strerror}") from None
+    with opened as raw, (gzip.GzipFile(fileobj=raw) if file.name.lower().endswith(".gz") else raw) as stream:
         while True:
             try:
                 line = stream.readline(limit)

@@ -148,13 +148,14 @@ def stream(model: TinyLLM, prompt_ids: list[int], **settings) -> Iterator[list[i
         yield step.ids
 
 
-def exact_steps(tokenizer: Tokenizer) -> Feed:
-    """A `feed` that writes the right side of every `expression=` exactly, in place of the model's guess."""
+def exact_steps(tokenizer: Tokenizer, before: str = "") -> Feed:
+    """A `feed` that writes the right side of every `expression=` exactly, in place of the model's guess. An expression
+    may begin in the text `before`, which is being continued."""
     streams, texts = {}, {}
 
     def feed(number: int, id: int) -> list[int]:
         pieces = streams.setdefault(number, tokenizer.stream())
-        texts[number] = (texts.get(number, "") + pieces.push(id))[-2 * calculator.WINDOW:]
+        texts[number] = (texts.get(number, before) + pieces.push(id))[-2 * calculator.WINDOW:]
         result = calculator.complete(texts[number])
         return tokenizer.encode(result) if result else []
 

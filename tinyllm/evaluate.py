@@ -151,17 +151,18 @@ def evaluate(config: EvaluateConfig) -> dict:
     files = {name if names.count(name) == 1 else path: read_questions(path, config.limit)
              for name, path in zip(names, paths)}
     Path(config.out).mkdir(parents=True, exist_ok=True)              # no place for the report: said before any work
-    log = Path(config.out) / "answers.jsonl"
-    log.write_text("", encoding="utf-8")
+    log, text = Path(config.out) / "answers.jsonl", read_text(config.text) if config.text else ""
     result: dict = {"settings": asdict(config), "checkpoints": {}}
     for name, folder in folders.items():
         model, tokenizer = checkpoint.load(folder)
+        if not result["checkpoints"]:                                # all that can be wrong beforehand is right
+            log.write_text("", encoding="utf-8")
         kind, model = kind_of(config.weights), read_as(config.weights, model)
         print(f"measuring {folder} with {kind} weights", file=sys.stderr)
         measured = result["checkpoints"][name] = {"folder": str(folder), "weights": kind, "files": {}}
         if config.text:
             measured["text"] = config.text
-            measured["bits_per_byte"] = bits_per_byte(model, tokenizer, read_text(config.text))
+            measured["bits_per_byte"] = bits_per_byte(model, tokenizer, text)
         for file, questions in files.items():
             for key, with_calculator in (("files", False), ("calculator", True))[:1 + config.calculator]:
                 answered = ask(model, tokenizer, questions, config, is_chat=checkpoint.is_chat(folder),

@@ -67,7 +67,7 @@ def document_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 def continue_text(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateConfig) -> Iterator[str]:
     """The continuation of `prompt` piece by piece, each piece valid Unicode."""
     pieces = tokenizer.stream()
-    feed = exact_steps(tokenizer) if config.calculator else None
+    feed = exact_steps(tokenizer, prompt) if config.calculator else None
     for (id,) in stream(model, document_prompt(tokenizer, prompt), end=tokenizer.eos, feed=feed, **config.sampling()):
         if text := pieces.push(id):
             yield text

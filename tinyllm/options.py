@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tinyllm.chat import language_of, numbered_rows
+from tinyllm.chat import check_text, language_of, numbered_rows
 from tinyllm.problems import split_of
 from tinyllm.tokenizer import Tokenizer
 
@@ -51,6 +51,8 @@ def to_question(row: dict, labelled: bool = True) -> Question:
     for number, option in enumerate(options):
         if not option.strip():
             raise ValueError(f"option {number} is empty")
+    for text in (question, *contexts, *options):
+        check_text(f"{text!r:.40}", text, may_be_empty=True)
     known = isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options)
     if not known and (labelled or answer is not None):
         raise ValueError(f'"answer" must be the number of an option, 0 to {len(options) - 1}, not {answer!r:.40}')

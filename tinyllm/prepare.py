@@ -5,11 +5,11 @@ so that an interrupted run continues; then one pass over the parts decides what 
 large the input. In: .txt .md .jsonl (also .gz). Explained by tests/test_prepare.py.
 """
 
+import ast
 import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import sys
 import time
@@ -130,25 +130,34 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
     settings = {key: value for key, value in asdict(config).items() if key not in ("out", "workers", "restart", "json")}
     if config.tokenizer:
         settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
-    package = Path(__file__).parent
-    rules = [package / name for name in ("clean.py", "corpus.py", "parts.py")]
-    if not files:
-        rules += [*sources("world", "schoolbook"), *sorted([*package.glob("world_*"), *package.glob("problems_*")])]
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in rules))
+    code = code_of("clean", "corpus", "parts", *(() if files else ("world", "schoolbook")))
     stats = [(str(file), file.stat()) for file in files]
-    return {"version": __version__, "code": code.hexdigest(), "settings": settings,
+    return {"version": __version__, "code": code, "settings": settings,
             "inputs": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
 
+def code_of(*modules: str) -> str:
+    """A hash of sources() and, where these write texts or questions, of the tables they write them from."""
+    rules = sources(*modules)
+    if any(path.stem == "lexicon" for path in rules):
+        rules += sorted(path for kind in ("world_*", "problems_*") for path in Path(__file__).parent.glob(kind))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in rules)).hexdigest()
+
+
 def sources(*modules: str) -> list[Path]:
-    """The files of the modules and of all that they import from this package: what their output depends on."""
+    """The files of the modules and of all that they import from this package, which decide what they make; without
+    config.py, as settings are compared by their values."""
     found, waiting = {}, list(modules)
     while waiting:
         name = waiting.pop()
         path = Path(__file__).parent / f"{name}.py"
-        if name not in found and path.is_file():
+        if name not in found and name != "config" and path.is_file():
             found[name] = path
-            waiting += re.findall(r"^from tinyllm\.(\w+) import", path.read_text(encoding="utf-8"), re.M)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module == "tinyllm":
+                    waiting += [one.name for one in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    waiting.append(node.module.removeprefix("tinyllm."))
     return [found[name] for name in sorted(found)]
 
 

@@ -15,12 +15,12 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from tinyllm.config import Settings, command, opt, read_json, read_settings, write_atomically
+from tinyllm.config import Settings, command, opt, read_settings, write_atomically
 from tinyllm.exercises import FAMILIES
 from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, concepts, name, word
@@ -246,17 +246,21 @@ def _distinct(rows: Iterable[dict]) -> Iterator[dict]:
 
 
 def write(config: ProblemsConfig, only: Sequence[str] = ()) -> dict:
-    """Write all files of `config`, or `only` those with these names; return the report of all."""
+    """Write all files of `config`, or `only` those with these names; return the report of what was made."""
     wanted(config)                                                   # a wrong --families is said before any work
     Path(config.out).mkdir(parents=True, exist_ok=True)
+    asked = lambda *kinds: lambda split: not only or {f"{kind}_{split}.jsonl" for kind in kinds} & set(only)
     held_out = {"val": config.val, "test": config.test}
     sizes = {"harder": config.harder, "train": max(config.cot, config.direct)} | held_out
-    files = {f"cot_{split}": rows_of("cot", n, config, split) for split, n in sizes.items()}
-    files |= {f"direct_{split}": [answer_alone(row) for row in files[f"cot_{split}"][:n]]
-              for split, n in {"train": config.direct, **held_out}.items()}
-    files["cot_train"] = files["cot_train"][:config.cot]
-    files |= {f"sft_{split}": rows_of("sft", n, config, split)
-              for split, n in {"train": config.sft, **held_out}.items()}
+    files = {f"cot_{split}": rows_of("cot", sizes[split], config, split)
+             for split in filter(asked("cot", "direct"), sizes)}
+    sizes = {"train": config.direct} | held_out
+    files |= {f"direct_{split}": [answer_alone(row) for row in files[f"cot_{split}"][:sizes[split]]]
+              for split in filter(asked("direct"), sizes)}
+    if "cot_train" in files:
+        files["cot_train"] = files["cot_train"][:config.cot]
+    sizes = {"train": config.sft} | held_out
+    files |= {f"sft_{split}": rows_of("sft", sizes[split], config, split) for split in filter(asked("sft"), sizes)}
     for file, rows in files.items():
         kind, split = file.split("_")
         n = getattr(config, kind if split == "train" else split)
@@ -266,16 +270,6 @@ def write(config: ProblemsConfig, only: Sequence[str] = ()) -> dict:
         if not only or f"{file}.jsonl" in only:
             write_atomically(Path(config.out) / f"{file}.jsonl", lines.encode())
     return report(files)
-
-
-def write_once(config: ProblemsConfig) -> None:
-    """Write all files of `config`, unless they were written with the same settings before."""
-    note = Path(config.out) / "problems.json"
-    if note.is_file() and read_json(note) == asdict(config):
-        print(f"the questions in {config.out} are already written", file=sys.stderr)
-        return
-    write(config)
-    write_atomically(note, json.dumps(asdict(config)).encode())
 
 
 @command

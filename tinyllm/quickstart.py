@@ -1,7 +1,7 @@
 """The whole book in one command: a model reads, learns to answer, learns to think before it answers, and is examined.
 
 Nothing here is new: it calls problems, prepare, pretrain, sft, cot_sft, grow, evaluate and scorer one after the other
-and shows what the model can do after each. Explained by tests/test_quickstart.py.
+and shows in the end what the model could do after each. Explained by tests/test_quickstart.py.
 """
 
 import json
@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tinyllm import checkpoint, choices, plot, prepare, problems, tokenizer
-from tinyllm.config import PRESETS, Settings, command, opt, read_settings
+from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings, write_atomically
 from tinyllm.cot_sft import CoTConfig, cot_sft
 from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
 from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
@@ -39,8 +39,8 @@ class QuickstartConfig(Settings):
     """See a model being made that reasons, in less than a quarter of an hour on two cores.
 
     Writes a small world and a schoolbook, learns a vocabulary, then trains `nano` (4 layers, 256 wide) in three stages:
-    to continue texts, to answer questions, to write its steps before the answer. After each stage it sits the same
-    test of questions it has never seen. At last a head learns to choose among options, on the model that ships.
+    to continue texts, to answer questions, to write its steps before the answer. Then every stage sits the same test
+    of questions it has never seen. At last a head learns to choose among options, on the model that ships.
     With --preset base `nano` has most of the minutes, for it learns more in one, and then grows into `base`,
     which goes on gently. Stop it whenever you like: the same command goes on. Examples:
       python -m tinyllm.quickstart
@@ -153,20 +153,31 @@ def choose(config: QuickstartConfig) -> dict:
 
 
 def write_problems(config: QuickstartConfig) -> None:
-    """The questions of all stages; kept if they were written with the same settings before."""
+    """The questions of all stages; kept if the same settings and the same code wrote them before."""
     wanted = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
                                      direct=config.instructions, val=min(180, config.problems),
                                      test=max(360, config.questions), harder=360, seed=config.seed)
-    if config.restart:
-        (Path(config.data) / "problems.json").unlink(missing_ok=True)
-    problems.write_once(wanted)
+    note = Path(config.data) / "problems.json"
+    made_by = {"settings": asdict(wanted), "code": prepare.code_of("problems", "tokenizer")}
+    if not config.restart and note.is_file() and read_json(note) == made_by:
+        print(f"the questions in {config.data} are already written", file=sys.stderr)
+        return
+    for old in (note, words_of(config) / "tokenizer.model"):         # no note beside half of the files, no vocabulary
+        old.unlink(missing_ok=True)                                  # of other questions
+    problems.write(wanted)
+    write_atomically(note, json.dumps(made_by).encode())
+
+
+def words_of(config: QuickstartConfig) -> Path:
+    """The folder of the vocabulary."""
+    return Path(config.data) / "words"
 
 
 def learn_words(config: QuickstartConfig) -> str:
     """The folder of a vocabulary learnt from the questions and their answers, so that a name or a thing is one token in
     most of them; learnt once."""
-    folder = Path(config.data) / "words"
-    if config.restart or not (folder / "tokenizer.model").is_file():
+    folder = words_of(config)
+    if not (folder / "tokenizer.model").is_file():
         rows = read_files([str(Path(config.data) / f"{kind}_train.jsonl") for kind in ("cot", "sft")])
         texts = ("\n".join(message["content"] for message in row.messages) for row in rows)
         tokenizer.train(texts, PRESETS["nano"]["vocab_size"], folder, config.seed)

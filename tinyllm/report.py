@@ -32,11 +32,11 @@ def interval(hits: int, n: int) -> tuple[float, float]:
     z, share = 1.96, hits / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))     # rounding must not exclude it
 
 
-def accuracy(right: Sequence[bool]) -> dict:
-    """{"accuracy", "low", "high", "n"}: the share of True with its 95% interval."""
+def accuracy(right: Sequence[float]) -> dict:
+    """{"accuracy", "low", "high", "n"}: the mean of `right`, each True, False or a share, with its 95% interval."""
     low, high = interval(sum(right), len(right))
     return {"accuracy": sum(right) / max(1, len(right)), "low": low, "high": high, "n": len(right)}
 

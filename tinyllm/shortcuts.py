@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from tinyllm.options import Question
-from tinyllm.report import grid, interval, percent
+from tinyllm.report import accuracy, grid, percent
 
 
 def overlap(option: str, context: str) -> float:
@@ -25,15 +25,9 @@ def credit(scores: Sequence[float], answer: int) -> float:
     return (scores[answer] == best) / sum(score == best for score in scores)
 
 
-def shares(credits: Sequence[float]) -> dict:
-    """{"accuracy", "low", "high", "n"} of credits between 0 and 1, with the 95% interval."""
-    low, high = interval(sum(credits), len(credits))
-    return {"accuracy": sum(credits) / max(1, len(credits)), "low": low, "high": high, "n": len(credits)}
-
-
 def baselines(questions: Sequence[Question], zero_shot: Callable[[int, bool], list[float]]) -> dict[str, dict]:
     """What can be had without a head. zero_shot(i, normalised) gives the language model's own scores of question i."""
-    of = lambda score: shares([credit(score(i, one), one.answer) for i, one in enumerate(questions)])
+    of = lambda score: accuracy([credit(score(i, one), one.answer) for i, one in enumerate(questions)])
     return {"chance": of(lambda i, one: [0.0] * len(one.options)),
             "longest option": of(lambda i, one: list(map(len, one.options))),
             "bigrams shared with context": of(lambda i, one: [overlap(option, one.context or one.question)
@@ -45,7 +39,7 @@ def baselines(questions: Sequence[Question], zero_shot: Callable[[int, bool], li
 def accuracies(questions: Sequence[Question], scores: Sequence[Tensor],
                zero_shot: Callable[[int, bool], list[float]]) -> dict[str, dict]:
     """Accuracy of the head and of every baseline, each with its interval."""
-    return {"head": shares([credit(score.tolist(), one.answer) for one, score in zip(questions, scores)]),
+    return {"head": accuracy([credit(score.tolist(), one.answer) for one, score in zip(questions, scores)]),
             **baselines(questions, zero_shot)}
 
 

@@ -17,7 +17,7 @@ import sentencepiece
 
 from tinyllm import corpus
 from tinyllm.config import PRESETS, Settings, command, opt, read_command, write_atomically
-from tinyllm.vocabulary import ADD_SPACE, CONTROL, DROP_SPACE, SPACE, learn, sample
+from tinyllm.vocabulary import ADD_SPACE, CONTROL, DROP_SPACE, SPACE, WHOLE, learn, sample
 
 
 class Tokenizer:
@@ -206,7 +206,8 @@ def info(tokenizer: Tokenizer, samples: dict[str, str]) -> dict:
     """What the vocabulary holds: {"vocab_size", "kinds": {kind: count}, "longest", "characters_per_token": {...}}."""
     pieces = [tokenizer.processor.id_to_piece(id) for id in range(tokenizer.vocab_size)]
     kinds = collections.Counter(_kind(tokenizer, id) for id in range(tokenizer.vocab_size))
-    merges = [piece for id, piece in enumerate(pieces) if _kind(tokenizer, id) in ("Chinese", "Latin")]
+    merges = [piece for id, piece in enumerate(pieces)
+              if _kind(tokenizer, id) in ("Chinese", "Latin") and piece not in WHOLE]              # these are given
     longest = {kind: sorted((p for p in merges if _is_cjk(p) == (kind == "zh")), key=len)[-8:] for kind in ("en", "zh")}
     per_token = {name: len(text) / max(1, len(tokenizer.encode(text))) for name, text in samples.items()}
     return {"vocab_size": tokenizer.vocab_size, "kinds": dict(kinds), "first_merges": merges[:16],
@@ -231,9 +232,12 @@ def main(argv: list[str] | None = None) -> None:
     name, config = read_command({"train": TrainTokenizer, "encode": UseTokenizer, "decode": DecodeTokens,
                                  "info": ShowTokenizer}, "python -m tinyllm.tokenizer", argv)
     if name == "train":
+        notes = corpus.Tally()
         texts = corpus.read_documents(corpus.find_files(config.input), whole_files=False, max_chars=100_000,
-                                      skip_bad=config.skip_bad, notes=corpus.Tally(), progress=lambda n_bytes: None)
+                                      skip_bad=config.skip_bad, notes=notes, progress=lambda n_bytes: None)
         tokenizer = train(texts, config.vocab_size, config.out, config.seed)
+        if bad := [f"{count:,} {kind}{'s' * (count > 1)}" for kind, (count, _) in notes.items() if kind != "cut"]:
+            print(f"skipped: {', '.join(bad)}", file=sys.stderr)
         print(f"{tokenizer.vocab_size} tokens -> {Path(config.out) / 'tokenizer.model'}")
         return
     tokenizer = Tokenizer.load(config.tokenizer)

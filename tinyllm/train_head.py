@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tinyllm import checkpoint
-from tinyllm.config import Settings, opt
+from tinyllm.config import Settings, opt, read_json
 from tinyllm.data import Batch, numbers_of, rows_at
 from tinyllm.fork import StatesOf, digest, duration, live, stored_states
 from tinyllm.head import Head, Scorer, choice_loss, save_head, scores_of
@@ -116,7 +116,12 @@ def train_scorer(config: ScorerConfig) -> dict:
     """Trains as `config` says and writes the folder; returns accuracies of validation (and test) beside baselines."""
     started = time.monotonic()
     folder = checkpoint.resolve(config.checkpoint or checkpoint.default())
-    checkpoint.keep(folder, Path(config.out) / "model")
+    out = Path(config.out)
+    checkpoint.keep(folder, out / "model")
+    earlier = (out / "scorer.json").is_file() and \
+        str(read_json(out / "scorer.json").get("checkpoint")).startswith("model/")      # weights of an earlier run
+    if config.unfreeze and not earlier and (out / "model").exists():
+        raise ValueError(f"{out / 'model'} is there already and belongs to no head; choose another --out")
     model, tokenizer = checkpoint.load(folder)
     if config.unfreeze > model.config.n_layers:
         raise ValueError(f"--unfreeze {config.unfreeze}: the model has {model.config.n_layers} blocks")
@@ -149,12 +154,13 @@ def train_scorer(config: ScorerConfig) -> dict:
     measured = {name: accuracies(part, scores_of(head, states_of, range(at[name], at[name] + len(part))),
                                  lambda i, normalised, name=name: stored.zero_shot(at[name] - known + i, normalised))
                 for name, part in parts.items() if name != "train" and part}
-    out = Path(config.out)
     settings = {"dim": model.config.dim, "hidden": config.hidden, "dropout": config.dropout,
                 "contrast": config.contrast, "checkpoint": str(folder.resolve()), "fingerprint": fingerprint,
                 "settings": dataclasses.asdict(config)}
-    shutil.rmtree(out / "model", ignore_errors=True)                 # of an earlier run
+    if earlier:
+        shutil.rmtree(out / "model", ignore_errors=True)
     if config.unfreeze:
+        config.chat = checkpoint.is_chat(folder)                     # noted in the checkpoint, not a setting
         saved = checkpoint.save(out / "model", model, tokenizer, config, {"step": best.step, "val_loss": best.loss})
         settings |= {"checkpoint": f"model/{saved.name}", "fingerprint": digest(saved)}
     save_head(out, head, settings)

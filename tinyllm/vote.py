@@ -28,7 +28,7 @@ class Sample(NamedTuple):
     @property
     def has_format(self) -> bool:
         """Whether both sections are there: steps, then a final answer."""
-        return bool(self.reasoning and self.answer and self.answer != self.text.strip())
+        return bool(self.reasoning and self.answer)
 
 
 def to_sample(text: str, logprob: float, tokens: int) -> Sample:
