@@ -184,6 +184,7 @@ def test_json_is_for_programs(folder, capsys):
     generate.main(["The cat", "--checkpoint", folder, "--json", "--max-new-tokens", "5"])
     out = json.loads(capsys.readouterr().out)
     assert out["prompt"] == "The cat" and set(out) == {"prompt", "text", "tokens", "seconds", "checkpoint"}
+    assert out["tokens"] == 5                                        # those written, whatever the text encodes to
 
 
 def test_without_a_prompt_lines_are_read_until_they_end(folder, capsys, monkeypatch):

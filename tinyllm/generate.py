@@ -65,12 +65,11 @@ def document_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def continue_text(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateConfig) -> Iterator[str]:
-    """The continuation of `prompt` piece by piece, each piece valid Unicode."""
+    """The continuation of `prompt`: for each token what it completes, valid Unicode or "", and then what is left."""
     pieces = tokenizer.stream()
     feed = exact_steps(tokenizer, prompt) if config.calculator else None
     for (id,) in stream(model, document_prompt(tokenizer, prompt), end=tokenizer.eos, feed=feed, **config.sampling()):
-        if text := pieces.push(id):
-            yield text
+        yield pieces.push(id)
     yield pieces.finish()
 
 
@@ -148,8 +147,8 @@ def as_json(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateC
     """What a program wants to know of one prompt: a vote if there are several attempts, else the text."""
     started = time.monotonic()
     if not is_chat:
-        text = "".join(continue_text(model, tokenizer, prompt, config))
-        return {"prompt": prompt, "text": text, "tokens": len(tokenizer.encode(text)),
+        *pieces, rest = continue_text(model, tokenizer, prompt, config)
+        return {"prompt": prompt, "text": "".join(pieces) + rest, "tokens": len(pieces),
                 "seconds": round(time.monotonic() - started, 3)}
     prompt_ids = chat.render_prompt(tokenizer, conversation(config, prompt))
     samples, = sample_answers(model, tokenizer, [prompt_ids], config.self_consistency, calculator=config.calculator,
