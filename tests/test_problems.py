@@ -323,6 +323,13 @@ coins-nickels n*100/5 | coins-worth 25*a+10*b | dozen-cost k*p*12 | times-altoge
 degrees-day a+b-c | change-two n-a/100-b/100 | all-but n-b | twice-three 7*a | half-as-many 3*a/2
 hours-two-days h*w+k*w-c | seats-empty n*k-a-b | budget-tenths 1-a/10-b/10 | pounds-less (a-b)/100
 weights-box (a*k+b)/10 | bill-three (a+b+c)/100 | tip-bill n*(100+p)/100 | more-than-three a+b+c
+fraction-of a/n | fraction-of-both a/(a+b) | percent-of-all a*100/n | percent-right 100-b*100/n
+up-sixty n/60 | up-hundred n/100 | up-ten n/10 | up-thousand n/1000 | up-days n/24 | up-years n/12 | up-weeks n/7
+over-sixty n-60*q | over-hundred n-100*q | overnight 12-a+b | months-long 31-a+b | months-short 30-a+b
+age-becomes (m-a)/(k-1)-a | age-was a-(m-a)/(k-1) | angle-third 180-a-b | angle-right 90-a | angle-top 180-2*a
+angle-base (180-a)/2 | round-down n-(n+k/2)%k+k/2 | round-up n-(n+k/2)%k+k/2 | digit-hundreds 0*n+100*b
+digit-tens 0*n+10*c | number-of-digits 1000*a+100*b+10*c+d | box-plus s-a | box-minus s+a | box-from a-s
+box-times s/a | box-divided s*a | box-remainder q*a+c | remainder-of n%k | most-fewest a-c+0*b
 """
 
 

@@ -18,8 +18,8 @@ from tinyllm.grammar import polished, template
 from tinyllm.lexicon import LANGUAGES, Concept, concepts, data_lines, members, number, plurals, word
 
 FILES = ("problems_stories.txt", "problems_scenes.txt", "problems_school.txt", "problems_upper.txt",
-         "problems_steps.txt", "problems_forms.txt", "problems_accounts.txt", "problems_groups.txt",
-         "problems_chances.txt", "problems_asks.txt", "problems_instructions.txt")
+         "problems_measures.txt", "problems_steps.txt", "problems_forms.txt", "problems_accounts.txt",
+         "problems_groups.txt", "problems_chances.txt", "problems_asks.txt", "problems_instructions.txt")
 MONEY = {"$": "dollar", "£": "pound", "dollar": "dollar", "yuan": "yuan", "euro": "euro", "coin": "coin"}
 OWNED = ("fruit", "vegetable", "flower", "treat", "toy", "stationery", "keepsake", "reading", "clothing", "ware")
 FRACTIONS = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth"}
@@ -210,11 +210,13 @@ def _holds(need: str, roles: dict) -> bool:
 
 
 def _solve(schema: Schema, roles: dict) -> bool:
-    """Put the results of the steps among the roles; False when one is not a positive number or not whole."""
+    """Put the results of the steps among the roles; False when one is not a positive number, or not whole where no
+    fraction is asked for."""
+    fractions = schema.name.startswith(("chance", "scene/fraction-of"))
     for result, expression, _ in schema.steps:
         if result and expression[0] != "'":
             value = roles[result] = value_of(expression, roles)
-            if value <= 0 or value > 999999 or (isinstance(value, Fraction) and not schema.name.startswith("chance")):
+            if value <= 0 or value > 999999 or (isinstance(value, Fraction) and not fractions):
                 return False
     return True
 
