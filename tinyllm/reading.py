@@ -105,7 +105,9 @@ def _tells(schema: Schema, event: world.Event, events: list[world.Event], passag
     named = all(name(getattr(event, field), language) in passage for field in fields.values() if field != "count")
     source = fields.get(wanted)
     quoted = source in (None, "actor", "count") or name(getattr(event, source), language) in event.text
-    return len(alike) == 1 and named and quoted and (wanted != "n" or len(counts) == 1)
+    if wanted == "n" and (len(counts) > 1 or concepts()[event.object].plural[:1] == "~"):        # how many corn?
+        return False
+    return len(alike) == 1 and named and quoted
 
 
 def _event_roles(schema: Schema, event: world.Event) -> dict:
