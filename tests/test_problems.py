@@ -808,6 +808,8 @@ def test_the_splits_share_no_question_however_it_is_spelled():
     """The hash is taken of what makes the question, so another spelling or another letter stays in its split."""
     assert normalise("What is 12 × (3 + 4)?") == normalise("计算：12*(3+4)=") == "12*(3+4)"
     assert normalise("Solve for n: 3n + 5 = 20") == normalise("解方程：3x+5=20")
+    assert normalise("□ + 5 = 20. Find the missing number.") == normalise("□+5=20。方框里的数是多少？") == "x+5=20"
+    assert normalise("□ - 5 = 20. Find the missing number.") == "x-5=20"
     assert normalise("Tom has ３ apples.") == normalise("tom has 3 APPLES")
     assert normalise("Tom has 3 apples.") != normalise("Tom has 4 apples.")
     for split in ("train", "val", "test", "harder"):

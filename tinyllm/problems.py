@@ -110,9 +110,9 @@ def normalise(question: str) -> str:
     """What makes a question the question it is: not case, width, spaces or punctuation.
 
     Where all numbers stand in one expression or equation, only that counts, whatever its letter: `2*13+3=?` and
-    "What is 2 × 13 + 3" are one, `3n+5=20` and `3x+5=20` too.
+    "What is 2 × 13 + 3" are one, `3n+5=20` and `3x+5=20` too, `n+5=20` and `□+5=20`.
     """
-    text = unicodedata.normalize("NFKC", question).lower().replace("×", "*").replace("÷", "/")
+    text = unicodedata.normalize("NFKC", question).lower().translate(str.maketrans("×÷□", "*/x"))
     text = without_separators(text)
     tight = re.sub(r"\s", "", text)
     sums = re.findall(r"(?:[a-z](?=[-+*/])|[-(]*\d)[-+*/()=\da-z]*[-+*/(=]\(*\d[-+*/()=\d]*", tight)
