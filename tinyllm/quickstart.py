@@ -47,7 +47,7 @@ class QuickstartConfig(Settings):
       python -m tinyllm.quickstart --minutes 42 --problems 200000 --batch-ramp 1000 2500 --data data/long \\
           --out checkpoints/long
       python -m tinyllm.quickstart --preset base --minutes 140 --problems 400000 --documents 12000 \\
-          --instructions 15000 --batch-ramp 1000 2500 --data data/large --out checkpoints/large
+          --instructions 15000 --questions 360 --batch-ramp 1000 2500 --data data/large --out checkpoints/large
     Afterwards:
       python -m tinyllm.generate --checkpoint checkpoints/quickstart/cot_sft --self-consistency 5 "计算：12*(3+4)-10"
     """
