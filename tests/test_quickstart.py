@@ -8,6 +8,7 @@ import torch
 from tinyllm import checkpoint, quickstart
 from tinyllm.config import PRESETS
 from tinyllm.quickstart import QuickstartConfig
+from tinyllm.sft import read_files
 
 TINY = {"minutes": 0.05, "documents": 60, "problems": 40, "instructions": 20, "questions": 2, "self_consistency": 2,
         "options": 3}
@@ -60,8 +61,14 @@ def test_base_grows_out_of_nano(tmp_path, monkeypatch):
                                                             "ffn_dim": 768})
     config = QuickstartConfig(preset="base", data=str(tmp_path / "data"), out=str(tmp_path / "run"),
                               **TINY | {"questions": 1, "self_consistency": 1, "options": 0})
+    read_by, train = {}, quickstart.cot_sft
+    monkeypatch.setattr(quickstart, "cot_sft", lambda stage: read_by.update({Path(stage.out).name: stage.data})
+                        or train(stage))
     report = quickstart.quickstart(config)
     assert list(report["test"]) == list(report["results"]) == ["pretrain", "sft", "cot_sft", "base"]
+    longest = [row.family for row in read_files(read_by["cot_sft"][1:])]       # a long run has more of what is hard
+    assert {*longest} == {"story", "reading"} and len(longest) == config.problems // 2
+    assert read_by["base"] == read_by["cot_sft"]
     nano, grown, base = (checkpoint.load(tmp_path / "run" / stage)[0] for stage in ("cot_sft", "grown", "base"))
     assert (nano.config.dim, nano.config.n_layers, base.config.dim, base.config.n_layers) == (256, 4, 320, 5)
     ids = torch.arange(20)[None]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tinyllm import checkpoint, choices, plot, prepare, problems, tokenizer
@@ -29,7 +29,8 @@ from tinyllm.train_head import ScorerConfig, train_scorer
 STORY = "Once upon a time, Little Bear"
 QUESTION = "计算：12*(3+4)-10"
 SHARES = {"nano": {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93},              # of the minutes of training
-          "base": {"pretrain": 0.02, "sft": 0.01, "cot_sft": 0.83, "base": 0.14}}
+          "base": {"pretrain": 0.02, "sft": 0.01, "cot_sft": 0.91, "base": 0.06}}
+MORE = {"nano": 0.0, "base": 0.5}        # so many times the problems again, all of the families that take longest
 NAMES = {"pretrain": "pretrained only", "sft": "SFT, answers at once", "cot_sft": "CoT-SFT, steps first",
          "base": "base, grown from it"}
 
@@ -102,8 +103,8 @@ def quickstart(config: QuickstartConfig) -> dict:
             data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
             val=[str(data / "sft_val.jsonl"), str(data / "direct_val.jsonl")], init=str(out / "pretrain"),
             out=str(out / "sft"), max_minutes=minutes["sft"], dropout=0.0, **shared))
-    steps = shared | {"data": [str(data / "cot_train.jsonl")], "val": [str(data / "cot_val.jsonl")],
-                      "plain": [str(data / "sft_train.jsonl")], "dropout": 0.0}
+    steps = shared | {"data": [f"{folder.out}/cot_train.jsonl" for folder in wanted(config)],
+                      "val": [str(data / "cot_val.jsonl")], "plain": [str(data / "sft_train.jsonl")], "dropout": 0.0}
     with part("CoT-SFT: think, then answer", seconds):
         results["cot_sft"] = cot_sft(CoTConfig(
             init=str(out / "sft"), out=str(out / "cot_sft"), max_minutes=minutes["cot_sft"], muon_lr=0.008,
@@ -152,19 +153,29 @@ def choose(config: QuickstartConfig) -> dict:
     return evaluate_scorer(EvalConfig(head=head.out, data=test, states=head.states))["accuracy"]
 
 
+def wanted(config: QuickstartConfig) -> list[problems.ProblemsConfig]:
+    """The folders of questions: one for all stages and, for a long run, one with more stories and passages."""
+    every = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
+                                    direct=config.instructions, val=min(180, config.problems),
+                                    test=max(360, config.questions), harder=360, seed=config.seed)
+    more = replace(every, out=f"{config.data}/more", families="3,9", cot=int(config.problems * MORE[config.preset]),
+                   direct=0, seed=config.seed + 1)
+    return [every, more] if more.cot else [every]
+
+
 def write_problems(config: QuickstartConfig) -> None:
     """The questions of all stages; kept if the same settings and the same code wrote them before."""
-    wanted = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
-                                     direct=config.instructions, val=min(180, config.problems),
-                                     test=max(360, config.questions), harder=360, seed=config.seed)
+    every, *more = wanted(config)
     note = Path(config.data) / "problems.json"
-    made_by = {"settings": asdict(wanted), "code": prepare.code_of("problems", "tokenizer")}
+    made_by = {"settings": [asdict(every), *map(asdict, more)], "code": prepare.code_of("problems", "tokenizer")}
     if not config.restart and note.is_file() and read_json(note) == made_by:
         print(f"the questions in {config.data} are already written", file=sys.stderr)
         return
     for old in (note, words_of(config) / "tokenizer.model"):         # no note beside half of the files, no vocabulary
         old.unlink(missing_ok=True)                                  # of other questions
-    problems.write(wanted)
+    problems.write(every)
+    for folder in more:
+        problems.write(folder, ["cot_train.jsonl"])
     write_atomically(note, json.dumps(made_by).encode())
 
 
