@@ -6,7 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinyllm.model import QUERIES, KVCache, ModelConfig, RMSNorm, TinyLLM, attend, rope_tables, rotate, visible
+from tinyllm.model import (
+    QUERIES,
+    KVCache,
+    ModelConfig,
+    RMSNorm,
+    TinyLLM,
+    additive,
+    attend,
+    rope_tables,
+    rotate,
+    visible,
+)
 from tinyllm.train import set_dropout
 
 pytestmark = pytest.mark.usefixtures("_no_grad")
@@ -38,10 +49,10 @@ def test_attention_in_pieces_is_attention(T, S, packed):
     """However many pieces the queries come in, result and gradients are those of torch's own kernel."""
     inputs = [torch.randn(2, heads, length, 16, requires_grad=True) for heads, length in ((4, T), (2, S), (2, S))]
     starts = (torch.arange(T) // 70 * 70).expand(2, T) if packed else None
-    mask, results = visible(T, S, starts), []
-    assert (mask is None) == (T == 1)
-    for out in (attend(*inputs, mask, torch.nn.Identity()),
-                F.scaled_dot_product_attention(*inputs, attn_mask=mask, enable_gqa=True)):
+    allowed, results = visible(T, S, starts), []
+    assert (allowed is None) == (T == 1)
+    for out in (attend(*inputs, None if T == 1 else additive(allowed), torch.nn.Identity()),
+                F.scaled_dot_product_attention(*inputs, attn_mask=allowed, enable_gqa=True)):
         results.append([out, *torch.autograd.grad(out.pow(2).sum(), inputs)])
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

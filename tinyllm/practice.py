@@ -21,7 +21,7 @@ from tinyllm import checkpoint, parallel
 from tinyllm.config import command, opt, read_settings
 from tinyllm.data import Batch
 from tinyllm.drills import Drill, drill
-from tinyllm.model import TinyLLM
+from tinyllm.model import TinyLLM, additive
 from tinyllm.pretrain import show
 from tinyllm.stage import run_stage
 from tinyllm.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def read_trees(model: TinyLLM, trees: Sequence[Tree]) -> Tensor:
     tokens, position = fill("ids", 0), fill("position", 0)           # (B, T)
     question, option = fill("question", PADDING), fill("option", PADDING)
     mine = lambda group: (group[:, None] == TRUNK) | (group[:, None] == group[..., None])      # (B, T queries, T keys)
-    mask = torch.ones(width, width, dtype=torch.bool).tril() & mine(question) & mine(option)
+    mask = additive(torch.ones(width, width, dtype=torch.bool).tril() & mine(question) & mine(option))
     rope = model.rope_cos[position][:, None], model.rope_sin[position][:, None]                # (B, 1, T, E/2)
     x = model.drop(model.embed(tokens))
     with torch.compiler.set_stance("force_eager"):                   # every batch of trees has a shape of its own

@@ -156,6 +156,7 @@ class QuickBlock(nn.Module):
         q, k = qk[:, :H], qk[:, H:]
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                             # (B, K, S, E)
+        mask = None if mask is None else mask.to(q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=H != K)      # attend(): (B, H, T, E)
         x = x + self.wo(out.transpose(1, 2).reshape(B, T, -1))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)            # (B, T, F) each
