@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm.config import PRESETS, Settings, opt
+from tinyllm.loss import CrossEntropy
 
 BASE = PRESETS["base"]
 
@@ -232,15 +233,6 @@ class Block(nn.Module):
                 cache: KVCache | None = None) -> Tensor:
         x = x + self.drop(self.attention(self.attention_norm(x), rope, mask, cache))
         return x + self.drop(self.ffn(self.ffn_norm(x)))
-
-
-class CrossEntropy(nn.Module):
-    """Sum of -log softmax(logits)[target] in nats: logits (N, V), targets (N,). A module so that it can be compiled by
-    itself: the scores of all V tokens are more numbers than all the rest, and fused they are read once, not five times.
-    """
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 class TinyLLM(nn.Module):

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from tinyllm import optim, parallel
 from tinyllm.config import RECIPES, Settings, opt
 from tinyllm.data import IGNORE, Batch
-from tinyllm.model import Block, CrossEntropy
+from tinyllm.loss import CrossEntropy
+from tinyllm.model import Block
 
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 CPU = torch.device("cpu")
