@@ -2,8 +2,8 @@
 
 Hugging Face's Llama is theirs, where transformers is installed; beside it then stand two that learners know, written
 here in their manner: nanoGPT (Karpathy 2022, github.com/karpathy/nanoGPT) and MiniMind (Gong 2024,
-github.com/jingyaogong/minimind). The package never imports this file. In: a shape. Out: ways to one loss and to the
-next tokens. None has QK-norm. Explained by tests/test_bench.py.
+github.com/jingyaogong/minimind). No module imports this file; bench loads it by its path. In: a shape. Out: ways to
+one loss and to the next tokens. None has QK-norm. Explained by tests/test_bench.py.
 """
 
 import importlib.util

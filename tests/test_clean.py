@@ -99,7 +99,7 @@ def test_blobs_are_dropped_with_their_line(blob):
 
 
 @pytest.mark.parametrize("line", [
-    "从前有一座山山上有一座庙庙里有一个老和尚在给小和尚讲故事" * 40,
+    "从前有一座山：山上有一座庙庙里有一个老和尚在给小和尚讲故事" * 40,
     "これは長い日本語の文章です" * 40,
     "ภาษาไทยไม่เว้นวรรคระหว่างคำ" * 40,
     "A long paragraph is still prose. " * 100 + "end",

@@ -195,7 +195,7 @@ def test_the_built_in_texts_are_written_anew_when_what_makes_them_changes(monkey
     before = code()
     assert code() == before
     read = Path.read_bytes
-    for name in ("groups.py", "problems_forms.txt", "world_plots.txt", "clean.py"):
+    for name in ("groups.py", "problems_forms.txt", "world_plots.txt", "clean.py", "prepare.py"):
         monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
         assert code() != before, name
 

@@ -139,7 +139,7 @@ def html_text(page: str) -> str:
 
 
 def drop_repeated_lines(texts: list[str]) -> tuple[list[str], Tally]:
-    """`texts` without the lines that at least 20 different texts and more than 5% of them share, and the count.
+    """`texts` without the lines of 20 bytes and more that 20 different texts and 5% of all share, and the count.
 
     Such lines are headers and footers. A text that would lose half of its characters is left alone: it is a copy,
     and copies are the business of `near_duplicates`, which keeps one of them.

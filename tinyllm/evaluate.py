@@ -193,7 +193,8 @@ def read_text(path: str) -> str:
 
 
 def comparison(checkpoints: dict[str, dict], file: str) -> list[str]:
-    """One row a checkpoint on the same questions: greedy, one sample, vote, format, and the same with calculator."""
+    """One row a checkpoint on the same questions: greedy, one sample, votes, format; greedy and the last vote also with
+    the calculator."""
     short = in_short([measured["files"][file]["all"] for measured in checkpoints.values()])
     rows = [[name, *row] for name, row in zip(["", *checkpoints], short)]
     if "calculator" in next(iter(checkpoints.values())):

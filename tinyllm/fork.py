@@ -1,7 +1,8 @@
 """Reading a prefix once: its key/value cache is forked over the options, and only their few tokens are read after it.
 
 In: encoded questions and a model. Out: the hidden state at each option's own last token, and its log-probability.
-Harnesses read the prefix again for every option. The states of a frozen model are stored on disk.
+Programs that evaluate models usually read the prefix again for every option. The states of a frozen model are stored
+on disk.
 Shapes: Q questions of a batch, n options each, P prefix, T option tokens, D width. Explained by tests/test_fork.py.
 """
 

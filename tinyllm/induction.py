@@ -2,9 +2,10 @@
 copy what followed the last time.
 
 Together they continue "Tang Yan is older ... Max > Tang" with "Yan": an induction head (Elhage et al. 2021, "A
-Mathematical Framework for Transformer Circuits"; Olsson et al. 2022, arXiv:2209.11895). And at the "=" of "17+5=" all
-that the sum needs is in one place. Every model finds both, after millions of tokens; here they stand in the random
-weights, and training may change them at will. In and out: a fresh model. Explained by tests/test_induction.py.
+Mathematical Framework for Transformer Circuits"; Olsson et al. 2022, arXiv:2209.11895). And with four heads that look
+back all that the sum needs is in one place at the "=" of "17+5=". Every model finds both, after millions of tokens;
+here they stand in the random weights, and training may change them at will. In and out: a fresh model. Explained by
+tests/test_induction.py.
 Shapes: D width, E head width, H heads, K key/value heads.
 """
 
@@ -19,9 +20,10 @@ N_PAIRS = 5                                                          # the faste
 def plant_induction(model: TinyLLM, seed: int = 0) -> bool:
     """Writes an induction circuit into the first two blocks; False, and nothing changes, if they have no room for it.
 
-    In block 0, head h of the first half finds the token h + 1 before; the other half stays random. What the first one
-    finds is written where block 1 expects it. In block 1 every head asks "behind which token like me did it stand?" and
-    copies the token it finds to the output, each a share of it.
+    Every row of the embedding gets one direction in common, for the heads that look at places. In block 0, head h of
+    the first half finds the token h + 1 before; the other half stays random. What the first one finds is written where
+    block 1 expects it. In block 1 every head asks "behind which token like me did it stand?" and copies the token it
+    finds to the output, each a share of it.
     """
     config, D, E = model.config, model.config.dim, model.config.head_dim
     if config.n_layers < 2 or 2 * E > D:

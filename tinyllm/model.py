@@ -2,7 +2,7 @@
 
 In: token ids (B, T). Out: the hidden state of every position (B, T, D), or logits over the next token (B, T, V).
 Shapes: B batch, T new tokens, S stored + new tokens, D width, H heads, K key/value heads, E head width,
-F feed-forward width, V vocabulary. tests/test_model.py proves each part against its textbook form.
+F feed-forward width, V vocabulary. Explained by tests/test_model.py; tests/test_reference.py has the textbook form.
 """
 
 import math

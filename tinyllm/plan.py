@@ -48,7 +48,7 @@ class PlanConfig(Settings):
     """Know before you train: when a run will end, how much memory it takes and which loss to expect.
 
     Trains each preset on this machine for a few steps, less than a minute in all, and compares the presets. Without
-    --tokens and --hours: one hour, as `pretrain` does. The loss is that of the built-in texts of 27 November 2026.
+    --tokens and --hours: one hour, as `pretrain` does. The loss is that of the built-in texts of 26 November 2026.
     Examples:
       python -m tinyllm.plan --hours 8
       python -m tinyllm.plan --preset base --tokens 50M

@@ -196,8 +196,8 @@ class PracticeConfig(TrainConfig):
     """Practise choosing among options: drills from terse facts to passages of a story, each read once.
 
     The drills are generated. The state at the end of an option then says whether it is right: a head can be trained on
-    it. Alone, this takes a model that can copy about ten minutes, and it forgets to write its steps; beside chains of
-    thought (`cot_sft --drills 4`) it keeps both. The bar counts a passage as one token. Examples:
+    it. Alone, this takes a model that can copy about a quarter of an hour, and it forgets to write its steps; beside
+    chains of thought (`cot_sft --drills 4`) it keeps both. The bar counts a passage as one token. Examples:
       python -m tinyllm.practice --init checkpoints/cot_sft
       python -m tinyllm.scorer train --checkpoint checkpoints/practice --data data/options_train.jsonl
     """
@@ -206,6 +206,10 @@ class PracticeConfig(TrainConfig):
     init: str = opt("checkpoints/cot_sft", "checkpoint to start from")
     out: str = opt("checkpoints/practice", "folder for checkpoints and metrics.jsonl")
     max_steps: int = opt(1500, "stop after this many optimizer steps (0: no limit)", low=0)
+    max_minutes: float = opt(0.0, "stop after this many minutes (0: no limit)", low=0)
+    start_context: int = opt(0, "of pretrain only: drills are never cut", low=0)
+    val_every: int = opt(100, "of other stages only: here choices are counted before and after the run", low=1)
+    compile: str = opt("off", "of other stages only: each batch of drills has a shape of its own", choices=("off",))
     batch_size: int = opt(8, "drills in one forward pass (micro-batch)", low=1)
     effective_batch_size: int = opt(8, "drills per optimizer step, each a passage with up to five questions", low=1)
     muon_lr: float = opt(0.004, "peak learning rate of Muon", low=0)

@@ -130,7 +130,8 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
     settings = {key: value for key, value in asdict(config).items() if key not in ("out", "workers", "restart", "json")}
     if config.tokenizer:
         settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
-    code = code_of("clean", "corpus", "parts", *(() if files else ("world", "schoolbook")))
+    code = [hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            code_of("clean", "corpus", "parts", *(() if files else ("world", "schoolbook")))]
     stats = [(str(file), file.stat()) for file in files]
     return {"version": __version__, "code": code, "settings": settings,
             "inputs": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
@@ -206,7 +207,7 @@ def working_tokenizer(config: PrepareConfig, folder: Path, texts: Iterable[str])
 
 
 def sample(texts: Iterable[str], val_share: float, seed: int) -> Iterator[str]:
-    """Cleaned documents, none held out for validation, drawn evenly from the whole input.
+    """Cleaned documents, none whose hash says validation, drawn evenly from the whole input.
 
     When the sample gets too large a random half of it leaves, and later documents enter half as often. Drawn, not
     every k-th: a corpus that alternates between two languages would lose one of them.

@@ -103,7 +103,7 @@ def start_from(folder: str, shape: ModelConfig, tokenizer: Tokenizer) -> tuple[T
     return model, its_tokenizer
 
 
-def summary(config: PretrainConfig, state: TrainState, corpus_tokens: int) -> dict:
+def summary(config: TrainConfig, state: TrainState, corpus_tokens: int) -> dict:
     """What a run came to: the settings that matter and the last numbers it logged."""
     validated = [row for row in plot.read_metrics(config.out) if "val_loss" in row]
     last = validated[-1] if validated else {}
@@ -119,7 +119,7 @@ def table(rows: dict) -> str:
     return "\n".join(f"{name.replace('_', ' '):20}{value}" for name, value in shown.items())
 
 
-def show(result: dict, config: PretrainConfig) -> None:
+def show(result: dict, config: TrainConfig) -> None:
     """Draws the curve and prints the result; of several processes, one does."""
     if parallel.rank() == 0:
         plot.draw_losses(config.out)

@@ -1,7 +1,7 @@
 """What can be had without a head: chance, shortcuts, the language model's own score; a table with the head beside it.
 
-In: questions and scores of their options. Out: accuracies with 95% intervals. A head that does not beat these has
-learnt nothing. Explained by tests/test_shortcuts.py.
+In: questions and scores of their options. Out: accuracies with 95% intervals. A head that does not beat chance
+and the shortcuts has learnt nothing about reading. Explained by tests/test_shortcuts.py.
 """
 
 from collections.abc import Callable, Sequence

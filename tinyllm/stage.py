@@ -1,4 +1,4 @@
-"""The loop with a folder around it: what pretrain, sft and cot_sft call to train, resume, log and survive signals.
+"""The loop with a folder around it: what every stage calls to train, resume, log and survive signals.
 
 In: a model, its batches and a folder. Out: the folder with checkpoints and metrics.jsonl. Stopping at any moment, by
 Ctrl-C, a full disk or kill -9, costs at most the steps since the last checkpoint. Explained by tests/test_train.py.
@@ -48,7 +48,7 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
             return resume[0]
         if not leads:                                                # process 0 validates, shows and saves for all
             return train(model, batch_at, config, loss_fn=loss_fn, resume=resume)
-        with _open_metrics(folder / "metrics.jsonl", step) as metrics, _ProgressBar(resume) as bar:
+        with _open_metrics(folder / "metrics.jsonl", step) as metrics, _ProgressBar() as bar:
 
             def log(row: dict) -> None:
                 if "val_loss" in row and bytes_per_token:
@@ -159,7 +159,7 @@ def _open_metrics(path: Path, step: int):
 class _ProgressBar:
     """One line on stderr: share done, step, tokens/s, loss, validation loss, learning rate, time left."""
 
-    def __init__(self, resume: tuple | None) -> None:
+    def __init__(self) -> None:
         self.val, self.speed, self.loss = "", None, None
         self.start: tuple[float, float] | None = None                # (seconds, progress) at the first row
         self.bar = tqdm(total=100, bar_format="{percentage:3.0f}%|{bar:20}| {desc}", file=sys.stderr,

@@ -39,7 +39,7 @@ class Tokenizer:
         if not all(self.processor.is_control(id) for id in self._control.values()):
             raise ValueError(f"{origin}: lacks the control tokens {' '.join(self._control)}; it was not trained by "
                              "`python -m tinyllm.tokenizer train`")
-        self.pad, self.bos, self.eos = (self._control[name] for name in ("<pad>", "<bos>", "<eos>"))
+        self.pad, self.eos = self._control["<pad>"], self._control["<eos>"]
         self._byte = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
 
     @classmethod
@@ -203,7 +203,8 @@ SENTENCES = {"en": "The old woman gave the hungry cat some warm milk, and soon i
 
 
 def info(tokenizer: Tokenizer, samples: dict[str, str]) -> dict:
-    """What the vocabulary holds: {"vocab_size", "kinds": {kind: count}, "longest", "characters_per_token": {...}}."""
+    """What the vocabulary holds: {"vocab_size", "kinds": {kind: count}, "first_merges", "longest",
+    "characters_per_token": {...}}."""
     pieces = [tokenizer.processor.id_to_piece(id) for id in range(tokenizer.vocab_size)]
     kinds = collections.Counter(_kind(tokenizer, id) for id in range(tokenizer.vocab_size))
     merges = [piece for id, piece in enumerate(pieces)

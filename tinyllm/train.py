@@ -34,8 +34,9 @@ class TrainConfig(Settings):
     """What every stage of training can be told."""
 
     recipe: str = opt("fast", "fast: what learns most in a minute on a CPU; classic: what most code for large models "
-                              "does, to see the difference: AdamW 3e-4, 64 rows a step, cosine, no start_context, no "
-                              "planted heads, no QK-norm; single flags win over it", choices=tuple(RECIPES))
+                              "does, to see the difference: AdamW 3e-4, 64 rows a step, cosine; in pretrain also no "
+                              "start_context, planted heads and QK-norm; single flags win over it",
+                      choices=tuple(RECIPES))
     max_steps: int = opt(0, "stop after this many optimizer steps (0: no limit)", low=0)
     max_tokens: int = opt(0, "stop after this many training tokens (0: no limit)", low=0)
     max_minutes: float = opt(0.0, "stop after this many minutes (0: no limit; an hour if no other is given); the clock "
@@ -260,8 +261,8 @@ def worth_compiling(model: nn.Module, batch_at: Callable[[int], Batch], config: 
 def compiled(model: nn.Module, loss_fn: LossFn) -> LossFn:
     """`loss_fn` with the blocks and the cross-entropy of `model` fused by torch.compile.
 
-    All blocks share the code that is made for the first, so this takes seconds; the cross-entropy is made for any
-    number of targets. Where there is no working compiler, the plain `loss_fn`, with one line on stderr.
+    All blocks share the code that is made for the first; that of the cross-entropy is made for any number of targets.
+    Where there is no working compiler, the plain `loss_fn`, with one line on stderr.
     """
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
         print("no C++ compiler found: training without torch.compile", file=sys.stderr)

@@ -33,7 +33,7 @@ STATES = opt("runs/states", "folder for the hidden states of a frozen model, com
 
 @dataclass
 class ScorerConfig(Settings):
-    """Train a head that chooses among the options of a question; the model itself stays as it is.
+    """Train a head that chooses among the options of a question; the model itself stays as it is, unless --unfreeze.
 
     Without --val, a hash of each question sends a tenth of --data to validation and a tenth to a test that is measured
     at the end. The result stands beside what no head can do. Examples:
@@ -48,7 +48,8 @@ class ScorerConfig(Settings):
     out: str = opt("runs/scorer", "folder for the head, its settings and metrics.jsonl")
     states: str = STATES
     limit: int = opt(0, "questions of each file (0: all)", low=0)
-    unfreeze: int = opt(0, "train this many of the last blocks too; their states are then read anew each time", low=0)
+    unfreeze: int = opt(0, "train this many of the last blocks and the final norm too; their states are then read "
+                           "anew each time", low=0)
     contrast: bool = opt(True, "show the head the mean of the other options beside each option")
     hidden: int = opt(256, "width inside the head", low=1)
     dropout: float = opt(0.2, "share of the head's activations zeroed in training", low=0, high=0.9)
@@ -66,7 +67,7 @@ class ScorerConfig(Settings):
 
 @dataclass
 class _LoopConfig(TrainConfig):
-    """What the training loop is told, with one more schedule."""
+    """What the training loop is told, with a schedule of its own."""
 
     schedule: str = opt("one-cycle", "learning rate", choices=("trapezoid", "cosine", "one-cycle"))
 
