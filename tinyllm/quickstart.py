@@ -103,7 +103,7 @@ def quickstart(config: QuickstartConfig) -> dict:
             data=[str(data / "sft_train.jsonl"), str(data / "direct_train.jsonl")],
             val=[str(data / "sft_val.jsonl"), str(data / "direct_val.jsonl")], init=str(out / "pretrain"),
             out=str(out / "sft"), max_minutes=minutes["sft"], dropout=0.0, **shared))
-    steps = shared | {"data": [f"{folder.out}/cot_train.jsonl" for folder in wanted(config)],
+    steps = shared | {"data": [f"{folder.out}/cot_train.jsonl" for folder in question_folders(config)],
                       "val": [str(data / "cot_val.jsonl")], "plain": [str(data / "sft_train.jsonl")], "dropout": 0.0}
     with part("CoT-SFT: think, then answer", seconds):
         results["cot_sft"] = cot_sft(CoTConfig(
@@ -153,7 +153,7 @@ def choose(config: QuickstartConfig) -> dict:
     return evaluate_scorer(EvalConfig(head=head.out, data=test, states=head.states))["accuracy"]
 
 
-def wanted(config: QuickstartConfig) -> list[problems.ProblemsConfig]:
+def question_folders(config: QuickstartConfig) -> list[problems.ProblemsConfig]:
     """The folders of questions: one for all stages and, for a long run, one with more stories and passages."""
     every = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
                                     direct=config.instructions, val=min(180, config.problems),
@@ -165,7 +165,7 @@ def wanted(config: QuickstartConfig) -> list[problems.ProblemsConfig]:
 
 def write_problems(config: QuickstartConfig) -> None:
     """The questions of all stages; kept if the same settings and the same code wrote them before."""
-    every, *more = wanted(config)
+    every, *more = question_folders(config)
     note = Path(config.data) / "problems.json"
     made_by = {"settings": [asdict(every), *map(asdict, more)], "code": prepare.code_of("problems", "tokenizer")}
     if not config.restart and note.is_file() and read_json(note) == made_by:
