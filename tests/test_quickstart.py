@@ -7,6 +7,7 @@ import torch
 
 from tinyllm import checkpoint, quickstart
 from tinyllm.config import PRESETS
+from tinyllm.model import TinyLLM
 from tinyllm.quickstart import QuickstartConfig
 from tinyllm.sft import read_files
 
@@ -16,12 +17,13 @@ TINY = {"minutes": 0.05, "documents": 60, "problems": 40, "instructions": 20, "q
 
 def test_the_story_has_all_its_parts(tmp_path, capsys):
     """Texts, three stages of training, a test of each, a vote and a head that chooses, from an empty folder; a second
-    call has nothing left to train."""
+    call has nothing left to train. Seconds are too few for nano: the model is half as wide."""
     config = QuickstartConfig(data=str(tmp_path / "data"), out=str(tmp_path / "run"), **TINY)
     report = quickstart.quickstart(config)
     assert list(report["test"]) == list(report["results"]) == ["pretrain", "sft", "cot_sft"]
     assert all(groups["all"]["greedy"]["n"] == 2 for groups in report["test"].values())
     assert [checkpoint.is_chat(tmp_path / "run" / stage) for stage in report["test"]] == [False, True, True]
+    assert checkpoint.shape(tmp_path / "run" / "cot_sft").dim == PRESETS["nano"]["dim"] // 2
     words = [(tmp_path / "data" / name / "tokenizer.model").read_bytes() for name in ("words", ".")]
     assert words[0] == words[1]                                      # learnt from the questions, used for the texts too
     assert report["chosen"]["head"]["n"] == 1                    # of so few there is one to test
@@ -31,6 +33,23 @@ def test_the_story_has_all_its_parts(tmp_path, capsys):
     again = quickstart.quickstart(config)
     assert {stage: run["steps"] for stage, run in again["results"].items()} == \
         {stage: run["steps"] for stage, run in report["results"].items()}
+
+
+def test_a_slow_machine_trains_half_the_width(model, tokenizer, tmp_path, monkeypatch):
+    """A model that reads fewer tokens than it has weights is too large for its minutes. Whoever names a shape gets it,
+    and a run that has begun keeps its own however fast the machine has become."""
+    config = QuickstartConfig(out=str(tmp_path))
+    seconds = {"batch": 0.0}
+    monkeypatch.setattr(quickstart, "forward_backward", lambda *arguments: seconds["batch"])
+    limit = 10 * 60 * 2048 / 4_262_000                               # so long may 2,048 tokens take in ten minutes
+    for seconds["batch"], half in ((limit * 1.02, True), (limit * 0.98, False)):
+        assert quickstart.is_half(config, 10) is half
+    assert quickstart.is_half(config, 9)                             # fewer minutes, fewer tokens
+    for preset, half in (("half", True), ("nano", False), ("base", False)):
+        assert quickstart.is_half(replace(config, preset=preset), 10) is half
+    begun = TinyLLM(replace(model.config, dim=128, n_heads=2, n_kv_heads=2))
+    checkpoint.save(tmp_path / "pretrain", begun, tokenizer, config, {"step": 1})
+    assert quickstart.is_half(config, 10) and not quickstart.is_half(replace(config, restart=True), 10)
 
 
 def test_other_questions_get_a_vocabulary_of_their_own(tmp_path, monkeypatch):

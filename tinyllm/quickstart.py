@@ -14,23 +14,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tinyllm import checkpoint, choices, plot, prepare, problems, tokenizer
-from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings, write_atomically
+from tinyllm.config import PRESETS, Settings, command, from_dict, opt, read_json, read_settings, write_atomically
 from tinyllm.cot_sft import CoTConfig, cot_sft
 from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
 from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
 from tinyllm.grow import GrowConfig, grow_checkpoint
+from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.pretrain import PretrainConfig, pretrain
 from tinyllm.report import by_group, grid, in_short
 from tinyllm.scorer import EvalConfig, evaluate_scorer
 from tinyllm.sft import SFTConfig, read_files, sft
 from tinyllm.shortcuts import table as accuracies
+from tinyllm.timing import forward_backward, random_batch
+from tinyllm.train import next_token_loss, pick_dtype
 from tinyllm.train_head import ScorerConfig, train_scorer
 
 STORY = "Once upon a time, Little Bear"
 QUESTION = "计算：12*(3+4)-10"
-SHARES = {"nano": {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93},              # of the minutes of training
-          "base": {"pretrain": 0.02, "sft": 0.01, "cot_sft": 0.91, "base": 0.06}}
-MORE = {"nano": 0.0, "base": 0.5}        # so many times the problems again, all of the families that take longest
+HALF = {"dim": 128, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 352}               # of the width of nano
+SHARES = {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93}                        # of the minutes of training
+BASE_SHARES = {"pretrain": 0.02, "sft": 0.01, "cot_sft": 0.91, "base": 0.06}
+MORE = 0.5                               # for base so many times the problems again, of the families that take longest
 NAMES = {"pretrain": "pretrained only", "sft": "SFT, answers at once", "cot_sft": "CoT-SFT, steps first",
          "base": "base, grown from it"}
 
@@ -42,8 +46,10 @@ class QuickstartConfig(Settings):
     Writes a small world and a schoolbook, learns a vocabulary, then trains `nano` (4 layers, 256 wide) in three stages:
     to continue texts, to answer questions, to write its steps before the answer. Then every stage sits the same test
     of questions it has never seen. At last a head learns to choose among options, on the model that ships.
-    With --preset base `nano` has most of the minutes, for it learns more in one, and then grows into `base`,
-    which goes on gently. Stop it whenever you like: the same command goes on. Examples:
+    A model that reads fewer tokens than it has weights is too large for its minutes; where this machine is so slow,
+    one half as wide is trained, which reads three times as many. With --preset base `nano` has most of the minutes,
+    for it learns more in one, and then grows into `base`, which goes on gently. Stop it whenever you like: the same
+    command goes on. Examples:
       python -m tinyllm.quickstart
       python -m tinyllm.quickstart --minutes 42 --problems 200000 --batch-ramp 1000 2500 --data data/long \\
           --out checkpoints/long
@@ -53,7 +59,8 @@ class QuickstartConfig(Settings):
       python -m tinyllm.generate --checkpoint checkpoints/quickstart/cot_sft --self-consistency 5 "计算：12*(3+4)-10"
     """
 
-    preset: str = opt("nano", "shape of the model in the end; base takes hours", choices=tuple(PRESETS))
+    preset: str = opt("auto", "shape of the model in the end; auto: nano, or half its width where the CPU is too slow "
+                              "for nano; base takes hours", choices=("auto", "half", "nano", "base"))
     minutes: float = opt(12.5, "minutes of training, all stages together", low=0.01)
     batch_ramp: list[int] = opt([500, 1000], "steps of the third stage at which the rows per step double", low=1)
     documents: int = opt(6_000, "stories and pages of the schoolbook to read", low=2)
@@ -90,10 +97,12 @@ def quickstart(config: QuickstartConfig) -> dict:
             tokenizer=learn_words(config)))
         print(prepare.table(report))
     shared = {"seed": config.seed, "restart": config.restart, "val_every": 300}
-    minutes = {stage: config.minutes * share for stage, share in SHARES[config.preset].items()}
+    shares = BASE_SHARES if config.preset == "base" else SHARES
+    minutes = {stage: config.minutes * share for stage, share in shares.items()}
     with part("pretraining: predict the next token, again and again", seconds):
+        shape = PRESETS["nano"] | (HALF if is_half(config, minutes["cot_sft"]) else {})
         results["pretrain"] = pretrain(PretrainConfig(
-            preset="nano", **PRESETS["nano"], data=config.data, out=str(out / "pretrain"),
+            preset="nano", **shape, data=config.data, out=str(out / "pretrain"),
             start_context=0, val_tokens=20_000, max_minutes=minutes["pretrain"], **shared))
         model, words = checkpoint.load(out / "pretrain")
         settings = GenerateConfig(max_new_tokens=60, seed=config.seed)
@@ -141,6 +150,28 @@ def quickstart(config: QuickstartConfig) -> dict:
     return {"seconds": seconds, "results": results, "test": test, "chosen": chosen}
 
 
+def is_half(config: QuickstartConfig, minutes: float) -> bool:
+    """Whether to train half the width: where nano would read fewer tokens in `minutes` than it has weights.
+
+    Hoffmann et al. 2022 (arXiv:2203.15556) would have twenty tokens for each weight; with half a token, half the width
+    is far ahead (docs/log.md). A run that has begun keeps its width.
+    """
+    begun = Path(config.out) / "pretrain"
+    if config.preset != "auto":
+        return config.preset == "half"
+    if checkpoint.steps(begun) and not config.restart:
+        return checkpoint.shape(begun).dim == HALF["dim"]
+    shape = {name: PRESETS["nano"][name] for name in PRESETS["base"]}        # without how it is trained
+    model = TinyLLM(from_dict(ModelConfig, shape, "nano"))
+    batch, dtype = random_batch(model, 8, model.config.context), pick_dtype("auto")
+    seconds = min(forward_backward(model, batch, next_token_loss, dtype) for _ in range(5))
+    weights = sum(weight.numel() for weight in model.parameters())
+    tokens = 60 * minutes * batch.tokens.numel() / seconds
+    print(f"nano has {weights / 1e6:.1f} M weights and would read {tokens / 1e6:.1f} M tokens of solutions here: "
+          + ("a model half as wide learns more" if tokens < weights else "enough for it"))
+    return tokens < weights
+
+
 def choose(config: QuickstartConfig) -> dict:
     """Trains a head on generated reading questions; its accuracy on others, beside the baselines."""
     data, n = Path(config.data), config.options
@@ -158,9 +189,9 @@ def question_folders(config: QuickstartConfig) -> list[problems.ProblemsConfig]:
     every = problems.ProblemsConfig(out=config.data, cot=config.problems, sft=config.instructions,
                                     direct=config.instructions, val=min(180, config.problems),
                                     test=max(360, config.questions), harder=360, seed=config.seed)
-    more = replace(every, out=f"{config.data}/more", families="3,9", cot=int(config.problems * MORE[config.preset]),
+    more = replace(every, out=f"{config.data}/more", families="3,9", cot=int(config.problems * MORE),
                    direct=0, seed=config.seed + 1)
-    return [every, more] if more.cot else [every]
+    return [every, more] if config.preset == "base" else [every]
 
 
 def write_problems(config: QuickstartConfig) -> None:
