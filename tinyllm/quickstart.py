@@ -47,9 +47,9 @@ class QuickstartConfig(Settings):
     to continue texts, to answer questions, to write its steps before the answer. Then every stage sits the same test
     of questions it has never seen. At last a head learns to choose among options, on the model that ships.
     A model that reads fewer tokens than it has weights is too large for its minutes; where this machine is so slow,
-    one half as wide is trained, which reads two to three times as many. With --preset base `nano` has most of the minutes,
-    for it learns more in one, and then grows into `base`, which goes on gently. Stop it whenever you like: the same
-    command goes on. Examples:
+    one half as wide is trained, which reads two to three times as many. With --preset base `nano` has most of the
+    minutes, for it learns more in one, and then grows into `base`, which goes on gently. Stop it whenever you like:
+    the same command goes on. Examples:
       python -m tinyllm.quickstart
       python -m tinyllm.quickstart --minutes 42 --problems 200000 --batch-ramp 1000 2500 --data data/long \\
           --out checkpoints/long
