@@ -28,6 +28,8 @@ def test_the_story_has_all_its_parts(tmp_path, capsys):
     assert words[0] == words[1]                                      # learnt from the questions, used for the texts too
     assert report["chosen"]["head"]["n"] == 1                    # of so few there is one to test
     shown = quickstart.table(report)
+    weights = sum(weight.numel() for weight in checkpoint.load(tmp_path / "run" / "cot_sft")[0].parameters())
+    assert f"({weights / 1e6:.1f} M weights)" in shown and report["weights"] == weights
     assert "vote of 2" in shown and shown.count(" s  ") == len(report["seconds"]) + 1
     assert "attempt 2 of 2" in capsys.readouterr().out
     again = quickstart.quickstart(config)

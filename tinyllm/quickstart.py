@@ -88,7 +88,7 @@ def part(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 def quickstart(config: QuickstartConfig) -> dict:
     """Runs every part in order; returns {"seconds": {part: s}, "results": {stage: ...}, "test": {stage: groups},
-    "chosen": {baseline or head: accuracy}}."""
+    "weights": how many the last model has, "chosen": {baseline or head: accuracy}}."""
     out, data, seconds, results, test, chosen = Path(config.out), Path(config.data), {}, {}, {}, {}
     with part("texts and questions: a world, a schoolbook, a vocabulary", seconds):
         write_problems(config)
@@ -147,7 +147,8 @@ def quickstart(config: QuickstartConfig) -> dict:
         with part("choosing among options: a head on the model that ships, which has practised it", seconds):
             chosen = choose(config)
             print(accuracies({"reading questions": chosen}))
-    return {"seconds": seconds, "results": results, "test": test, "chosen": chosen}
+    weights = sum(weight.numel() for weight in model.parameters())
+    return {"seconds": seconds, "results": results, "test": test, "weights": weights, "chosen": chosen}
 
 
 def is_half(config: QuickstartConfig, minutes: float) -> bool:
@@ -234,7 +235,8 @@ def table(report: dict) -> str:
         run = report["results"][stage]
         rows.append([NAMES[stage], f"{run['minutes']:.1f}", f"{run['tokens']:,}", *row])
     *_, (stage, last) = report["test"].items()
-    lines = ["", *grid(rows), "", f"{NAMES[stage]}: by family and language", "",
+    title = f"{NAMES[stage]} ({report['weights'] / 1e6:.1f} M weights): by family and language"
+    lines = ["", *grid(rows), "", title, "",
              *by_group({"all": last["all"]} | last["by_language"] | last["by_family"]), ""]
     lines += [f"{seconds:7.1f} s  {name}" for name, seconds in report["seconds"].items()]
     return "\n".join([*lines, f"{sum(report['seconds'].values()):7.1f} s  in all"])
