@@ -43,7 +43,7 @@ def test_a_slow_machine_trains_half_the_width(model, tokenizer, tmp_path, monkey
     config = QuickstartConfig(out=str(tmp_path))
     seconds = {"batch": 0.0}
     monkeypatch.setattr(quickstart, "forward_backward", lambda *arguments: seconds["batch"])
-    limit = 10 * 60 * 2048 / 4_262_000                               # so long may 2,048 tokens take in ten minutes
+    limit = 10 * 60 * 2048 / 4_262_000                               # seconds of 2,048 tokens: a token a weight of nano
     for seconds["batch"], half in ((limit * 1.02, True), (limit * 0.98, False)):
         assert quickstart.is_half(config, 10) is half
     assert quickstart.is_half(config, 9)                             # fewer minutes, fewer tokens

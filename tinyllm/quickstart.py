@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tinyllm import checkpoint, choices, plot, prepare, problems, tokenizer
-from tinyllm.config import PRESETS, Settings, command, from_dict, opt, read_json, read_settings, write_atomically
+from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings, write_atomically
+from tinyllm.config import part as part_of
 from tinyllm.cot_sft import CoTConfig, cot_sft
 from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
 from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
@@ -155,15 +156,15 @@ def is_half(config: QuickstartConfig, minutes: float) -> bool:
     """Whether to train half the width: where nano would read fewer tokens in `minutes` than it has weights.
 
     Hoffmann et al. 2022 (arXiv:2203.15556) would have twenty tokens for each weight; with half a token, half the width
-    is far ahead (docs/log.md). A run that has begun keeps its width.
+    is far ahead (docs/log.md). The optimizer is not timed, so doubt speaks for nano. A run that has begun keeps its
+    width.
     """
     begun = Path(config.out) / "pretrain"
     if config.preset != "auto":
         return config.preset == "half"
     if checkpoint.steps(begun) and not config.restart:
         return checkpoint.shape(begun).dim == HALF["dim"]
-    shape = {name: PRESETS["nano"][name] for name in PRESETS["base"]}        # without how it is trained
-    model = TinyLLM(from_dict(ModelConfig, shape, "nano"))
+    model = TinyLLM(part_of(ModelConfig, PretrainConfig(**PRESETS["nano"])))
     batch, dtype = random_batch(model, 8, model.config.context), pick_dtype("auto")
     seconds = min(forward_backward(model, batch, next_token_loss, dtype) for _ in range(5))
     weights = sum(weight.numel() for weight in model.parameters())
