@@ -32,7 +32,7 @@ def told(monkeypatch):
         record.append((kind, [id(entry) for entry in entries], numbers))
         sentence = tell(account, kind, *entries, **numbers)
         for n in numbers.values():
-            words = [number(n, "en"), number(n, "zh"), "两"] if n <= 100 else []
+            words = [number(n, "en"), number(n, "zh"), "两"] if n <= 999 else []
             assert re.search("|".join([rf"(?<!\d){n}(?!\d)", *words]), sentence, re.I), (sentence, numbers)
         return sentence
 

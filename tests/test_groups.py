@@ -31,7 +31,7 @@ def told(monkeypatch):
         sentence = tell(groups, kind, **given)
         numbers = {role: value for role, value in given.items() if isinstance(value, int)}
         for role, n in numbers.items():
-            words = [number(n, "en"), number(n, "zh"), "两"] if n <= 100 else []
+            words = [number(n, "en"), number(n, "zh"), "两"] if n <= 999 else []
             said = re.search("|".join([rf"(?<!\d){n}(?!\d)", *words]), sentence, re.I)
             assert said or kind.startswith("ask-"), (role, numbers, sentence)
         if kind not in ("all", "rest"):

@@ -20,6 +20,7 @@ from tinyllm.lexicon import LANGUAGES, concepts, name, number
 from tinyllm.overlap import overlap, shape
 from tinyllm.problems import FAMILIES, instruction, normalise, problem, split_of
 from tinyllm.telling import aside, folded, opening, spaced, tell, worded
+from tinyllm.typed import without_separators
 from tinyllm.wordings import choices, draw, draw_next, pick, scenes, schemas
 
 N = 60                                # problems of each family and language that are checked
@@ -490,10 +491,10 @@ def test_things_and_people_of_questions_have_one_name_each():
 
 def stands(value, question, language):
     """Whether a number stands in a question: in digits, in words, or hidden in a word such as `half` or `twice`."""
-    spelled = [number(value, language)] if value <= 100 else []
+    spelled = [without_separators(number(value, language))] if value <= 999 else []
     hidden = {"third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "两": 2}
     spelled += [word for word, meant in hidden.items() if meant == value]
-    text = question.lower()
+    text = without_separators(question.lower())
     figures = {Fraction(figure) for figure in re.findall(r"\d+(?:\.\d+)?", text)}
     units = (1, 10, 100) if re.search(r"\d\.\d", text) else (1,)      # 345 cents stand there as 3.45
     return any(Fraction(value, unit) in figures for unit in units) or any(word.lower() in text for word in spelled)

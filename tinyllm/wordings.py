@@ -224,7 +224,7 @@ def _solve(schema: Schema, roles: dict) -> bool:
 # ---- wording -------------------------------------------------------------------------------------------------------
 
 def say(template: list, roles: dict, language: str, rng: random.Random, words: float = 0.25) -> str:
-    """The wording of `template`; a share `words` of the small numbers is spelled out."""
+    """The wording of `template`; a share `words` of the numbers up to 100 is spelled, a third of it up to 999."""
     parts = []
     for part in template:
         if type(part) is str:
@@ -256,7 +256,9 @@ def say(template: list, roles: dict, language: str, rng: random.Random, words: f
 
 
 def _spelled(value: int | Fraction, rng: random.Random, words: float) -> bool:
-    return words > 0 and isinstance(value, int) and 0 <= value <= 100 and rng.random() < words
+    if words <= 0 or not isinstance(value, int) or not 0 <= value <= 999:
+        return False
+    return rng.random() < (words if value <= 100 else words / 3)
 
 
 def _form(concept: Concept, form: str, language: str) -> str:
