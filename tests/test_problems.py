@@ -621,7 +621,7 @@ def test_a_comparison_is_written_as_told_before_it_is_turned_round(sample):
         for left, right, rest in equations:
             assert values[left] == exact(str(values[right]) + rest.replace(" ", "")), row
             assert any(left in (before := sentence[:sentence.rfind(right)]) and right not in before.replace(left, "")
-                       for sentence in re.split("[.。?？] ?", row.user) if right in sentence), row
+                       for sentence in re.split("[.．。?？] ?", row.user) if right in sentence), row
     assert turned > 3
 
 

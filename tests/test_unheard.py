@@ -104,19 +104,36 @@ def test_no_thing_is_red_twice():
 
 
 def test_a_title_fits_who_bears_it():
-    """Mrs. Hill is no boy; and most people have none."""
+    """Mrs. Hill is no boy, and no child."""
     rng, titled = random.Random(0), {"boy": set(), "girl": set()}
-    for _ in range(1000):
-        new = unheard.person(rng.choice(choices("person")), rng)
+    people = [one for one in choices("anyone") if one.features["sex"][0] in titled]
+    for _ in range(2000):
+        old = rng.choice(people)
+        new = unheard.person(old, rng)
         if " " in new.english:
+            assert "child" not in old.kinds
             titled[new.features["sex"][0]].add((new.english.split()[0], new.chinese[1:]))
     assert all(10 < len(found) < 60 for found in titled.values())
     assert not {title for pair in titled["boy"] for title in pair} & {"Mrs.", "Ms.", "Miss", "Aunt", "阿姨", "奶奶"}
     assert not {title for pair in titled["girl"] for title in pair} & {"Mr.", "Uncle", "Grandpa", "叔叔", "爷爷"}
 
 
+def test_no_invented_word_is_rude():
+    rude = unheard.parts("rude", "en")
+    assert not [word for word in (unheard.invented("en", random.Random(seed)) for seed in range(5000))
+                if any(one in word for one in rude)]
+
+
+def test_nothing_grows_that_is_made_of_rubber():
+    """What is eaten or alive is big, rare or cheap, not wooden."""
+    apple, made = next(one for one in choices("fruit") if one.english == "apple"), set(unheard.parts("goods", "en"))
+    kite = next(one for one in choices("toy") if one.english == "kite")
+    first = lambda one: {unheard.thing(one, random.Random(seed)).english.split()[0] for seed in range(1000)}
+    assert not made & first(apple) and made & first(kite)
+
+
 def test_where_it_happens_changes_nothing_else(monkeypatch):
-    """`At the blick fair Tom had 3 apples`: an unknown word more, no number but that of `5 days later`, and nothing
+    """`At the blick fair Tom had 3 apples`: an unknown word more, no number but that of `At 8 o'clock`, and nothing
     that says where twice."""
     always, met = random.Random(0), set()
     always.random = lambda: 0.0
@@ -134,6 +151,16 @@ def test_where_it_happens_changes_nothing_else(monkeypatch):
     assert len(met) > 40
     assert placed(["In the park there are 3 cats."], "en", always) == ["In the park there are 3 cats."]
     assert all(placed([start + "3."], "en", always) == [start + "3."] for start in UNPLACED)
+
+
+def test_only_what_happens_has_an_hour():
+    """`At 6 o'clock, there are 3 cats` is no way to begin, `At 6 o'clock Tom bought 3 cats` is."""
+    hour = re.compile("At .* o'clock|早上.*[点时]，")
+    for language, happens, holds in (("en", "Tom bought 3 cats.", "Tom has 3 cats."),
+                                     ("zh", "汤姆买了3只猫。", "汤姆有3只猫。")):
+        timed = [any(hour.match(placed([text], language, random.Random(seed))[0]) for seed in range(3000))
+                 for text in (happens, holds)]
+        assert timed == [True, False]
 
 
 def test_what_always_holds_has_no_place_and_no_hour():

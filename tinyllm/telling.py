@@ -29,6 +29,10 @@ BEGINNINGS = {"A", "All", "Along", "Altogether", "Among", "An", "Another", "Apar
 UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On ", "When ", "While ", "Last ", "Next ",
             "This ", "To ", "With ", "Altogether", "Together", "Later ", "Now ", "Soon ", "Yesterday", "Today", "在",
             "从", "当", "如果", "上", "下", "早", "昨", "今", "去")
+# Beside these there is no room for a time of day: what is so at any hour, and what says its own time.
+UNTIMED = {"en": re.compile(r"\b(is|are|has|have|holds|can|number|square|angle|May|June|July|days?|night|noon|hours?|"
+                            r"round|lunch)\b"),
+           "zh": re.compile(r"[周天第日月年夜午点时角数]|^[^了]*$")}
 # What always holds (`The edge of a cube is`, `Every box holds`), prices, weights, and what says its own time, have no
 # place or hour before them.
 TIMELESS = re.compile(
@@ -126,6 +130,8 @@ def placed(sentences: list[str], language: str, rng: random.Random) -> list[str]
     if not sentences or sentences[0].startswith(UNPLACED) or TIMELESS.search(sentences[0]) or rng.random() >= 0.15:
         return sentences
     setting = rng.choice(schemas()["setting/"])
+    if setting.name != "setting/where" and any(UNTIMED[language].search(sentence) for sentence in sentences):
+        return sentences
     where = pick(setting.facts[0], draw(setting, rng, given=unheard_of(language, rng)), language, rng)
     return [where + inside(sentences[0]), *sentences[1:]]
 

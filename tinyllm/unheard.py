@@ -13,8 +13,9 @@ from tinyllm.lexicon import SMALL, TENS, Concept, alike, concepts, data_lines, p
 from tinyllm.wordings import OWNED
 
 PEOPLE, THINGS = 0.45, 0.4                                       # share that is renamed
-TITLED = 0.12                                                    # share of those people with a title: Mrs. Hill, 王老师
+TITLED = 0.5                                                     # of the grown-ups among them: Mrs. Hill, 王老师
 RENAMED = {*OWNED, "dish", "staple", "bird", "waterbird", "swimmer", "crawler", "tree", "vehicle"}     # kinds of things
+MADE = {"toy", "stationery", "keepsake", "reading", "clothing", "ware", "vehicle"}       # kinds that people make
 NUMERALS = set("零一二两三四五六七八九十百千万半几多少每个")
 
 
@@ -33,12 +34,14 @@ def characters() -> list[str]:
 
 def invented(language: str, rng: random.Random) -> str:
     """A word of two or three syllables, or of two or three characters."""
-    if language == "zh":
-        return "".join(rng.sample(characters(), rng.choice((2, 2, 3))))
     while True:
-        word = "".join(rng.choice(parts(part, "en")) for _ in range(rng.choice((1, 2, 2, 3))) for part in
-                       ("onset", "vowel")) + rng.choice(parts("coda", "en"))
-        if len(word) > 3 and word not in SMALL + TENS:
+        if language == "zh":
+            word = "".join(rng.sample(characters(), rng.choice((2, 2, 3))))
+        else:
+            word = "".join(rng.choice(parts(part, "en")) for _ in range(rng.choice((1, 2, 2, 3))) for part in
+                           ("onset", "vowel")) + rng.choice(parts("coda", "en"))
+        clean = not any(rude in word for rude in parts("rude", language))
+        if clean and (language == "zh" or (len(word) > 3 and word not in SMALL + TENS)):
             return word
 
 
@@ -47,20 +50,21 @@ def person(one: Concept, rng: random.Random) -> Concept:
     sex = one.features["sex"][0]
     english = rng.choice(parts(sex, "en")) if rng.random() < 0.8 else invented("en", rng).capitalize()
     chinese, given = rng.choice(parts("surname", "zh")), rng.choice(parts(sex, "zh"))
-    if rng.random() < TITLED:
+    if rng.random() < TITLED and "child" not in one.kinds:           # no child is a Mrs. Hill
         english, given = f"{rng.choice(parts(f'{sex} title', 'en'))} {english}", rng.choice(parts(f"{sex} title", "zh"))
     return replace(one, english=english, plural=english, chinese=chinese + given)
 
 
 def thing(one: Concept, rng: random.Random) -> Concept:
-    """Something else that is counted as `one` is: blue pencils, dax pencils, wugs, Wugs."""
+    """Something else that is counted as `one` is: big pencils, dax pencils, wugs, Wugs."""
     english, chinese, kind = invented("en", rng), invented("zh", rng), rng.random()
     if kind < 0.3:
         english = english.capitalize() if rng.random() < 0.3 else english
         return replace(one, english=english, plural=plural(english), chinese=chinese)
-    if kind < 0.7:
-        english = rng.choice([word for word in parts("modifier", "en") if word not in one.english.split()])
-        chinese = rng.choice([word for word in parts("modifier", "zh") if word[0] not in one.chinese])
+    if kind < 0.7 and " of " not in one.english:                     # no rubber fruit, no tiny litres of milk
+        fit = lambda language: parts("modifier", language) + (parts("goods", language) if one.kinds[0] in MADE else [])
+        english = rng.choice([word for word in fit("en") if word not in one.english.split()])
+        chinese = rng.choice([word for word in fit("zh") if word[0] not in one.chinese])
     return replace(one, english=f"{english} {one.english}", plural=f"{english} {plurals(one)}",
                    chinese=chinese + one.chinese)
 
