@@ -170,6 +170,7 @@ def test_a_step_needs_one_digit_at_a_time():
 def test_a_long_division_takes_away_one_place_after_the_other():
     """What is left gets smaller until nothing is; the tables of one-digit numbers suffice, and division is no guess."""
     assert operation("/", 84, 7, 12) == ["84/7=12"]                # known by heart
+    assert operation("/", 9, 20, Fraction(9, 20)) == ["9/20"]      # there is nothing to work out
     assert operation("/", 615, 15, 41) == ["615/15", "10*40=400", "5*40=200", "400+200=600", "615-600=15", "15*1=15",
                                            "40+1=41", "615/15=41"]
     rng = random.Random(0)

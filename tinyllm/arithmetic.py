@@ -92,7 +92,8 @@ def operation(sign: str, left: int, right: int, result: int | Fraction) -> list[
     line = f"{whole}={result}"
     if sign == "/":
         common = math.gcd(left, right) if isinstance(result, Fraction) else 1
-        lines = [line] if common == 1 else [f"{n}/{common}={n // common}" for n in (left, right)] + [line]
+        lines = [f"{n}/{common}={n // common}" for n in (left, right)] * (common > 1)
+        lines.append(whole if whole == str(result) else line)        # 9/20 is 9/20
         if isinstance(result, int) and right > 1 and result > (9 if right > 12 else 99):
             lines = [*in_places(left, right, result), line]
     elif min(left, right, result) >= 0:
