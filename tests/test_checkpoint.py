@@ -192,7 +192,18 @@ def test_a_training_does_not_start_from_the_folder_it_writes(run, tmp_path):
     checkpoint.keep(folder, tmp_path / "another")
 
 
-def test_without_a_name_the_most_skilled_stage_is_used(run, tmp_path, monkeypatch, model, tokenizer, capsys):
+def test_a_run_does_not_begin_beside_weights_that_would_hide_it(run, tmp_path):
+    """Of a folder with a copy to give away, the copy is what a reader gets, whatever was trained there since."""
+    folder = run(1)
+    checkpoint.pack(folder, tmp_path / "copy")
+    for out in (tmp_path / "copy", folder):
+        with pytest.raises(ValueError, match="holds a checkpoint that is no run"), checkpoint.lock(out):
+            pass
+    with pytest.raises(ValueError, match="already holds a checkpoint"):
+        checkpoint.pack(folder, folder.parent)
+
+
+def test_without_a_name_the_last_stage_is_used(run, tmp_path, monkeypatch, model, tokenizer, capsys):
     """cot_sft before sft before pretrain, then the model that ships; without any, the sentence says how to make one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")

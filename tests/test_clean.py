@@ -1,6 +1,7 @@
 """What is taken out of a text, what must stay, and which texts count as copies of each other."""
 
 import random
+import time
 import unicodedata
 
 import numpy as np
@@ -66,6 +67,14 @@ def test_a_piece_of_a_page_without_its_frame_is_still_html():
     """Blocks between blank lines have lost <html>; two known tags, one of them closing, give them away."""
     assert looks_like_html('<div class="x">\n<p>Hello <b>you</b></p>')
     assert not looks_like_html("a <b")
+
+
+@pytest.mark.parametrize("text", ["<p><br></p>" + 30_000 * "<a ", 30_000 * "<script>"])
+def test_broken_markup_takes_no_hours(text):
+    """Of 90 kB like that, every page of a corpus that is looked at must take a moment."""
+    started = time.monotonic()
+    clean(text)
+    assert time.monotonic() - started < 5
 
 
 def test_a_script_that_never_ends_does_not_swallow_silently():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tinyllm import tokenizer
 from tinyllm.config import RECIPES, Settings, command, opt, read_command, read_settings
 from tinyllm.cot_sft import CoTConfig
 from tinyllm.model import ModelConfig
@@ -25,6 +26,7 @@ class Recipe(Settings):
     heat: float = opt(180.0, "degrees")
     glaze: bool = opt(False, "shiny top")
     shape: str = opt("round", "of the cake", choices=("round", "square"))
+    rolls: int = opt(1, "how many", high=2 ** 20)
     topping: list[str] = opt([], "any number of toppings")
     layers: list[int] = opt([3, 4], "of sponge, of cream")
 
@@ -89,6 +91,8 @@ def test_base_is_the_default_preset():
     (["--eggs", "1" + 400 * "0"], "--eggs must be at most 12"),
     (["--heat", "2e12"], "--heat must be at most 1e+12"),
     ([""], 'unknown argument ""'),
+    (["--rolls", "1048577"], "--rolls must be at most 1,048,576, not 1048577"),
+    (["--topping"], "argument --topping: expected at least one argument"),
     (["--shape", "star"], "--shape must be one of round, square, not 'star'"),
     (["--config", "missing.json"], "missing.json: No such file or directory; check the path"),
 ])
@@ -107,6 +111,9 @@ def test_a_wrong_flag_is_one_sentence_and_exit_code_2(flags, sentence, capsys):
     ('{"topping": "nuts"}', "--topping must be a list of str, not 'nuts'"),
     ('{"eggs": 3', "not valid JSON at line 1"),
     ("[1]", "expected one JSON object"),
+    ('{"eggs": ' + 5000 * "9" + "}", "bad.json: not JSON that can be read"),
+    (100_000 * "[", "bad.json: not JSON that can be read"),
+    ('\ufeff{"eggs": 13}', "--eggs must be at most 12"),
 ])
 def test_a_wrong_config_file_is_named_with_what_is_wrong(text, sentence, tmp_path, capsys):
     """A typo in a file must not train for an hour with the default."""
@@ -115,6 +122,28 @@ def test_a_wrong_config_file_is_named_with_what_is_wrong(text, sentence, tmp_pat
     with pytest.raises(SystemExit) as exit:
         bake(["--config", str(file)])
     assert exit.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_one_sentence_and_another_fault_keeps_its_traceback(error, capsys):
+    """Python and torch say it in different ways; a fault of the program must not hide behind either."""
+
+    @command
+    def fail(argv=None):
+        raise error
+
+    with pytest.raises(SystemExit) as exit:
+        fail([])
+    assert exit.value.code == 2 and "not enough memory; choose a smaller model" in capsys.readouterr().err
+    error = RuntimeError("shapes do not fit")
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        fail([])
+
+
+def test_a_text_that_begins_with_a_minus_is_told_how_to_be_given(capsys):
+    with pytest.raises(SystemExit):
+        tokenizer.main(["encode", "-3+5"])
+    assert "unknown argument -3+5; put -- before a text that begins with -" in capsys.readouterr().err
 
 
 def test_settings_made_in_python_are_checked_too():

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
 
-from tinyllm.corpus import Tally, cut, find_files, read_documents
+from tinyllm.corpus import Tally, _lines, cut, find_files, read_documents
 
 
 def read(*paths, whole_files=False, max_chars=1000, skip_bad=False, notes=None, progress=lambda n: None) -> list[str]:
@@ -42,6 +43,13 @@ def test_a_folder_is_read_in_a_fixed_order_and_each_file_once(tmp_path):
     for name in ("b.txt", "a.md", "sub/c.TXT", "ignored.pdf", ".git/d.txt", ".e.txt"):
         (tmp_path / name).write_text(name, encoding="utf-8")
     assert read(tmp_path, tmp_path / "b.txt") == ["a.md", "b.txt", "sub/c.TXT"]
+
+
+@pytest.mark.parametrize("mention", ["Use the <script> tag here.", "A comment begins with <!-- and so on."])
+def test_prose_may_speak_of_scripts(tmp_path, mention):
+    """Only a page has a script in it; a text about pages goes on behind the word."""
+    (tmp_path / "a.txt").write_text(f"{mention}\n\nSecond block.\n\nThird block.\n")
+    assert [text.strip() for text in read(tmp_path)] == [mention, "Second block.", "Third block."]
 
 
 def test_a_script_with_blank_lines_stays_in_one_document(tmp_path):
@@ -150,6 +158,32 @@ def test_a_skipped_line_does_not_shift_the_line_numbers(tmp_path):
     notes = Tally()
     assert read(file, skip_bad=True, notes=notes) == ["x"]
     assert notes == {"bad line": [2, 0]}
+    assert list(_lines(file, 1000, True, notes, lambda n: None)) == ["", "\n", '{"text": "x"}\n', '{"text": \n', ""]
+
+
+def test_a_number_of_thousands_of_digits_is_a_bad_line(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "x", "id": ' + 5000 * "9" + '}\n{"text": "y"}\n')
+    with pytest.raises(ValueError, match="a.jsonl, line 1: not valid JSON"):
+        read(file)
+    assert read(file, skip_bad=True) == ["y"]
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    """Half of a corpus would be missing without a word."""
+    (tmp_path / "open.txt").write_text("seen")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "b.txt").write_text("not seen")
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(ValueError, match="closed: Permission denied; make it readable"):
+        read(tmp_path)
 
 
 def test_missing_paths_and_folders_without_text_are_errors(tmp_path):

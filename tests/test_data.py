@@ -88,13 +88,14 @@ def test_missing_and_damaged_token_files_are_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"meta.json is missing.*python -m tinyllm.prepare"):
         TokenFiles(tmp_path, "train")
     write(tmp_path)
-    (tmp_path / "train-00001.bin").write_bytes(b"\x00\x00")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "meta.json").write_text("{}")
     with pytest.raises(ValueError, match="meta.json is not what prepare writes"):
         TokenFiles(tmp_path / "foreign", "train")
-    with pytest.raises(ValueError, match="do not hold the 101 tokens that meta.json promises"):
-        TokenFiles(tmp_path, "train")
+    for content in (b"\x00\x00", b"", b"\x00"):                     # cut off, anywhere
+        (tmp_path / "train-00001.bin").write_bytes(content)
+        with pytest.raises(ValueError, match="do not hold the 101 tokens that meta.json promises"):
+            TokenFiles(tmp_path, "train")
 
 
 def test_too_little_text_for_one_row_is_refused(tmp_path):

@@ -88,6 +88,10 @@ def test_the_command_writes_a_checkpoint_that_answers_as_before(model, tokenizer
     with pytest.raises(SystemExit):                                  # nothing is written over
         main(argv)
     assert "choose another --out" in capsys.readouterr().err
+    checkpoint.pack(tmp_path / "small", tmp_path / "copy")
+    with pytest.raises(SystemExit):                                  # nor written where the copy would hide it
+        main([*argv[:2], "--out", str(tmp_path / "copy"), *wider])
+    assert not checkpoint.steps(tmp_path / "copy")
 
 
 def test_a_model_that_only_continues_texts_does_so_when_it_has_grown(model, tokenizer, tmp_path):

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from conftest import SENTENCES
 
-from tinyllm import checkpoint, optim, parallel, pretrain, train
+from tinyllm import checkpoint, optim, parallel, plot, pretrain, train
 from tinyllm import tokenizer as tokenizers
 from tinyllm.data import IGNORE, Batch, next_token_batch
 from tinyllm.decode import decode
 from tinyllm.model import ModelConfig, TinyLLM
+from tinyllm.sft import SFTConfig
 from tinyllm.stage import _stop_on_signal, run_stage
 from tinyllm.train import TrainConfig, TrainState, next_token_loss
 
@@ -283,13 +284,14 @@ def test_batches_follow_the_model_to_its_device_and_the_model_comes_back(monkeyp
     assert next(model.parameters()).device.type == "cpu"
 
 
-def test_a_device_that_is_not_there_is_said_in_one_sentence(capsys):
+@pytest.mark.parametrize("device", ["abacus", "meta"])
+def test_a_device_that_is_not_there_is_said_in_one_sentence(device, capsys):
     """Before any work, with what to do."""
     with pytest.raises(SystemExit) as stopped:
-        pretrain.main(["--device", "abacus"])
+        pretrain.main(["--device", device])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert "--device abacus cannot be used here" in said and "leave it out" in said and "Traceback" not in said
+    assert f"--device {device} cannot be used here" in said and "leave it out" in said and "Traceback" not in said
 
 
 def test_the_last_state_is_saved_with_its_loss():
@@ -504,6 +506,25 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path, tokenizer):
     stage(tmp_path, tokenizer)
     with pytest.raises(ValueError, match=r"was trained with --recipe fast, not classic; resume with that, .*--restart"):
         stage(tmp_path, tokenizer, replace(CONFIG, recipe="classic", max_steps=30))
+
+
+def test_a_folder_of_another_stage_is_refused(tmp_path, tokenizer):
+    """`sft --out` with the folder of a pretraining would show the losses of that as its own, and train nothing."""
+    stage(tmp_path, tokenizer)
+    with pytest.raises(ValueError, match=r"a run of another stage \(TrainConfig, not SFTConfig\).*--restart"):
+        stage(tmp_path, tokenizer, SFTConfig(max_steps=30, compile="off"))
+
+
+def test_numbers_that_were_lost_do_not_lose_the_run(tmp_path, tokenizer):
+    """metrics.jsonl is for people; a line cut off by a crash, or the file, may be missing."""
+    stage(tmp_path, tokenizer, replace(CONFIG, max_steps=3))
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text()[:-30])
+    rows = plot.read_metrics(tmp_path)
+    assert len(rows) > 2 and all(row["step"] <= 3 for row in rows)
+    file.unlink()
+    assert plot.read_metrics(tmp_path) == [] and plot.draw_losses(tmp_path) is None
+    assert stage(tmp_path, tokenizer, replace(CONFIG, max_steps=6))[1].step == 6
 
 
 def test_resuming_with_other_tokens_is_refused(tmp_path, tokenizer):

@@ -76,7 +76,8 @@ def language_of(text: str) -> str:
 
 
 def rationale(cot: str, final: str, language: str) -> str:
-    """An assistant's text in two sections, headings in "zh" or "en". parse_sections takes it apart again."""
+    """An assistant's text in two sections, headings in "zh" or "en". parse_sections takes it apart again,
+    unless one of its lines looks like a heading itself."""
     reasoning, answer = HEADINGS[language]
     return f"{reasoning}\n{cot}\n{answer}\n{final}"
 

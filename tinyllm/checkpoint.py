@@ -28,7 +28,7 @@ from tinyllm.config import Settings, command, from_dict, opt, read_json, read_se
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
-# Folders under checkpoints/, most skilled first; without any, the model beside the package, if there is one.
+# Folders under checkpoints/, the last stage first; without any, the model beside the package, if there is one.
 STAGES = ("cot_sft", "quickstart/base", "quickstart/cot_sft", "sft", "quickstart/sft", "pretrain",
           "quickstart/pretrain")
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "nano"
@@ -50,6 +50,7 @@ def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, s
         tokenizer.save(folder / "tokenizer.model")
         _write_json(folder / "config.json", {
             "model": dataclasses.asdict(model.config), "stage": run.name, "chat": getattr(settings, "chat", False),
+            "made_by": type(settings).__name__,                      # PretrainConfig, SFTConfig: which kind of stage
             "settings": dataclasses.asdict(settings),
             "step": state["step"], "seed": settings.seed, "versions": {
                 "tinyllm": tinyllm.__version__, "torch": torch.__version__, "python": platform.python_version()}})
@@ -126,8 +127,14 @@ def keep(start: str | Path, out: str | Path) -> None:
         raise ValueError(f"{out} would replace the checkpoint that the training starts from; choose another --out")
 
 
+def refuse_copy(out: Path) -> None:
+    """ValueError if `out` holds weights of its own: they are what resolve() finds, and a run inside never would be."""
+    if (out / "model.safetensors").is_file():
+        raise ValueError(f"{out} holds a checkpoint that is no run of stages; choose another --out")
+
+
 def default() -> Path:
-    """The checkpoint to use when the user names none: the most skilled stage that exists."""
+    """The checkpoint to use when the user names none: that of the last stage there is."""
     for folder in [*(Path("checkpoints") / stage for stage in STAGES), SHIPPED]:
         if (folder / "model.safetensors").is_file() or steps(folder):
             if folder == SHIPPED:
@@ -187,8 +194,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def lock(run: str | Path) -> Iterator[None]:
-    """Holds the run's folder for one trainer; ValueError if another has it. The system frees it even after kill -9."""
+    """Holds the run's folder for one trainer; ValueError if another has it, or if a copy to give away lies there. The
+    system frees it even after kill -9."""
     run = Path(run)
+    refuse_copy(run)
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("a+b") as file:
         try:
@@ -214,7 +223,7 @@ def pack(folder: str | Path, out: str | Path) -> int:
     """
     folder, out = resolve(folder), Path(out)
     model, tokenizer = load(folder)
-    if any(out.glob("*.safetensors")):
+    if any(out.glob("*.safetensors")) or steps(out):
         raise ValueError(f"{out} already holds a checkpoint; remove it or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
@@ -232,7 +241,7 @@ class PackConfig(Settings):
       python -m tinyllm.checkpoint --checkpoint checkpoints/cot_sft --out checkpoints/mine
     """
 
-    checkpoint: str = opt("", "run or checkpoint folder; the most skilled stage when absent")
+    checkpoint: str = opt("", "run or checkpoint folder; the last stage under checkpoints/ when absent")
     out: str = opt("checkpoints/packed", "folder for the copy")
 
 

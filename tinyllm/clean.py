@@ -25,7 +25,8 @@ BLANK_LINES = re.compile("\n{3,}")
 # Only plain ASCII counts as a blob: Chinese, Japanese, Thai ... write whole paragraphs without a space.
 BLOB = re.compile("[!-~]{201,}")
 
-PAGE = re.compile(r"<!doctype html|<html[\s>]|<body[\s>]|<script[\s>].*?</script|<style[\s>].*?</style", re.I | re.S)
+PAGE = re.compile(r"<!doctype html|<html[\s>]|<body[\s>]|<script[\s>](?:(?!<script).)*?</script|"
+                  r"<style[\s>](?:(?!<style).)*?</style", re.I | re.S)
 TAG = re.compile(r"</?(?:a|b|blockquote|br|center|div|em|font|h[1-6]|hr|i|img|li|nav|ol|p|pre|section|small|span|"
                  r"strong|sub|sup|table|td|th|tr|u|ul)(?:\s[^<>]*)?/?>", re.I)
 OWN_LINE = frozenset(["address", "article", "aside", "blockquote", "body", "br", "dd", "div", "dl", "dt", "footer",
@@ -92,7 +93,7 @@ def line_fault(line: str) -> str:
 
 def looks_like_html(text: str) -> bool:
     """True for a web page or a piece of one; "a < b", code with <T> and texts that quote HTML in `` stay."""
-    if "<" not in text:
+    if "<" not in text or text.count("<") > 2 * text.count(">") + 100:       # of `<a <a <a` the parser would make hours
         return False
     if PAGE.search(text):
         return "```" not in text

@@ -75,7 +75,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
                 raise ValueError(f"{name} must be a finite number, not {item}")
             low, high = meta.get("low", -LARGEST), meta.get("high", LARGEST)
             if not low <= item <= high:
-                limit = f"at least {low:g}" if item < low else f"at most {high:g}"
+                limit, form = (("at least", low) if item < low else ("at most", high)), "," if kind is int else "g"
+                limit = f"{limit[0]} {limit[1]:{form}}"
                 raise ValueError(f"{name} must be {limit}, not {item}")
         if meta.get("choices") and item not in meta["choices"]:
             raise ValueError(f"{name} must be one of {', '.join(map(str, meta['choices']))}, not {item!r}")
@@ -99,11 +100,13 @@ def from_dict(cls: type, values: dict, where: str) -> Any:
 def read_json(path: str | Path) -> dict:
     """The JSON object stored in `path`; ValueError with file and position when it is anything else."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except (ValueError, RecursionError) as error:                    # a number of thousands of digits, endless brackets
+        raise ValueError(f"{path}: not JSON that can be read ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected one JSON object {{...}}, found a {type(values).__name__}")
     return values
@@ -127,6 +130,8 @@ class _Parser(argparse.ArgumentParser):
             unknown = (message.removeprefix("unrecognized arguments: ").split() or ['""'])[0]
             known = [flag for action in self._actions for flag in action.option_strings]
             message = f"unknown argument {unknown}{_nearest(unknown, known)}"
+            if any(not action.option_strings for action in self._actions):
+                message += "; put -- before a text that begins with -"
         self.exit(2, f"{self.prog}: {message} (--help lists what it takes)\n")
 
 
@@ -148,8 +153,8 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
             is_list = get_origin(field.type) is list
             kind = get_args(field.type)[0] if is_list else field.type
             extra |= {"type": kind, "metavar": _metavar(meta, kind)}
-            if is_list:
-                extra["nargs"] = "*"
+            if is_list:                                              # `--input a --input b` is both; no file is none
+                extra |= {"action": "extend", "nargs": "*" if kind is int else "+"}
             elif meta["positional"]:
                 extra["nargs"] = "?"
         parser.add_argument(flag_name(field), **extra)
@@ -230,6 +235,12 @@ def command(main: Any) -> Any:
             return 0
         except (ValueError, OSError) as error:
             print(f"{Path(sys.argv[0]).stem}: {_sentence(error)}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):     # how torch says it
+                raise
+            print(f"{Path(sys.argv[0]).stem}: not enough memory; choose a smaller model, batch or input",
+                  file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None

@@ -7,6 +7,7 @@ nothing is lost silently. Used by prepare.py; explained by tests/test_corpus.py.
 import codecs
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,8 @@ from pathlib import Path
 ENDINGS = (".txt", ".md", ".jsonl", ".txt.gz", ".md.gz", ".jsonl.gz")
 TEXT_LINE_BYTES = 1 << 20             # longer lines are read in pieces, so that no line can fill the memory
 JSON_LINE_BYTES = 64 << 20            # a JSON line has to be read whole
-HIDDEN = re.compile(r"</?(?:script|style)\b|<!--|-->", re.I)
+# Where a script, a style or a comment begins (behind a tag, or first in a line; not in prose) and where it ends.
+HIDDEN = re.compile(r"(?:(?<=>)|^)\s*(?:<(?:script|style)\b|<!--)|</(?:script|style)|-->", re.I)
 SENTENCE_END = re.compile(r"[.!?]['”’\")]?\s|[。！？][”’」』]?")
 
 
@@ -37,21 +39,27 @@ class Tally(dict):
 def find_files(paths: list[str]) -> list[Path]:
     """The text files in `paths` in a fixed order; ValueError for a path that is missing or holds none.
 
-    Hidden files and folders (.git, .ipynb_checkpoints) inside a folder do not count.
+    Hidden files and folders (.git, .ipynb_checkpoints) inside a folder do not count, and links to folders are not
+    followed.
     """
     files: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder")
         inside = [path] if path.is_file() else sorted(
-            file for file in path.rglob("*")
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts))
+            Path(folder, name) for folder, _, names in os.walk(path, onerror=_unreadable) for name in names
+            if not any(part.startswith(".") for part in Path(folder, name).relative_to(path).parts))
         usable = [file for file in inside if file.name.lower().endswith(ENDINGS)]
         if not usable:
             raise ValueError(f"{path}: nothing to read here; the names of text files end in {' '.join(ENDINGS)}")
         for file in usable:
             files.setdefault(file.resolve(), file)
     return list(files.values())
+
+
+def _unreadable(error: OSError) -> None:
+    """A folder whose files cannot be listed is no empty one."""
+    raise ValueError(f"{error.filename}: {error.strerror}; make it readable, or name the other folders one by one")
 
 
 class _UnreadableFile(ValueError):
@@ -118,7 +126,7 @@ def _texts(lines: Iterable[str], whole_file: bool, max_chars: int, notes: Tally)
     pieces, size, hidden = [], 0, False
     for line in lines:
         for mark in HIDDEN.findall(line) if "<" in line or hidden else ():
-            hidden = not mark.startswith(("</", "--"))
+            hidden = not mark.startswith(("</", "-->"))
         if line.isspace() and not whole_file and not hidden:
             if pieces:
                 yield "".join(pieces)
@@ -144,7 +152,7 @@ def _json_texts(file: Path, lines: Iterable[str], skip_bad: bool, notes: Tally) 
             row = json.loads(line)
             fault = "" if isinstance(row, dict) and isinstance(row.get("text"), str) else \
                 'expected an object with a string "text"'
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:                # ValueError: a number of thousands of digits
             fault = f"not valid JSON ({getattr(error, 'msg', error)}, column {getattr(error, 'pos', 0) + 1})"
         if not fault:
             yield row["text"]

@@ -24,7 +24,7 @@ class CoTConfig(SFTConfig):
       python -m tinyllm.cot_sft
       python -m tinyllm.cot_sft --max-minutes 12 --muon-lr 0.008 --batch-ramp 500 1000
       python -m tinyllm.cot_sft --data gsm8k.jsonl.gz --plain-share 0 --out checkpoints/mine
-      python -m tinyllm.cot_sft --recipe classic --max-minutes 10 --out checkpoints/classic
+      python -m tinyllm.cot_sft --recipe classic --max-minutes 10 --out checkpoints/classic_cot
     """
 
     data: list[str] = opt([], "files of rows with steps; data/cot_train.jsonl if absent")

@@ -75,11 +75,12 @@ class TokenFiles:
             files: list[str] = meta[split]["files"]
         except (KeyError, TypeError):
             raise ValueError(f"{folder / 'meta.json'} is not what prepare writes; run prepare again") from None
-        self.files = [np.memmap(folder / name, dtype="<u2", mode="r") for name in files]
-        self.ends = np.cumsum([len(file) for file in self.files])
-        if not self.files or self.ends[-1] != self.n_tokens:
+        sizes = [(folder / name).stat().st_size for name in files]
+        if not sizes or 0 in sizes or sum(sizes) != 2 * self.n_tokens:
             raise ValueError(f"{folder}: the {split} files do not hold the {self.n_tokens:,} tokens that meta.json "
                              "promises; run prepare again")
+        self.files = [np.memmap(folder / name, dtype="<u2", mode="r") for name in files]
+        self.ends = np.cumsum([len(file) for file in self.files])
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens start .. start + count as int64, across file borders."""

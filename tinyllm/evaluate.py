@@ -43,7 +43,7 @@ class EvaluateConfig(SamplingConfig):
       python -m tinyllm.evaluate --text book.txt --weights int8
     """
 
-    checkpoint: list[str] = opt([], "run or checkpoint folders; the most skilled stage when absent")
+    checkpoint: list[str] = opt([], "run or checkpoint folders; the last stage under checkpoints/ when absent")
     data: list[str] = opt([], "files of questions; data/cot_test.jsonl and data/cot_harder.jsonl when absent")
     text: str = opt("", "a text file whose bits per byte are measured")
     self_consistency: int = opt(7, "samples a question (1, 3, 5, 7 of them vote); 0: greedy only", low=0, high=1000)

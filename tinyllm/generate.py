@@ -51,7 +51,7 @@ class GenerateConfig(SamplingConfig):
     """
 
     prompt: str = opt("", "text to continue or question to answer", positional=True)
-    checkpoint: str = opt("", "run or checkpoint folder; the most skilled stage under checkpoints/ when absent")
+    checkpoint: str = opt("", "run or checkpoint folder; the last stage under checkpoints/ when absent")
     system: str = opt("", "what the model is told before the question")
     self_consistency: int = opt(1, "number of attempts that vote on the answer", low=1, high=1000)
     json: bool = opt(False, "print one JSON object per prompt instead of streaming")

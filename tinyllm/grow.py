@@ -88,7 +88,8 @@ def _write(large: Tensor, small: Tensor) -> None:
 def grow_checkpoint(config: GrowConfig) -> Path:
     """Grows `config.init` into `config.out`; the folder that was written."""
     small, tokenizer = checkpoint.load(config.init)
-    if any(Path(config.out).glob("step-*")):
+    checkpoint.refuse_copy(Path(config.out))
+    if checkpoint.steps(config.out):
         raise ValueError(f"{config.out} holds a checkpoint already; choose another --out")
     shape = replace(part(ModelConfig, config), vocab_size=small.config.vocab_size)
     large = grow(small, shape, config.seed)

@@ -37,7 +37,7 @@ class LabelsConfig(Settings):
       python -m tinyllm.scorer labels --checkpoint checkpoints/labels --data data/labels_test.jsonl
     """
 
-    checkpoint: str = opt("", "run or checkpoint folder; the most skilled stage under checkpoints/ when absent")
+    checkpoint: str = opt("", "run or checkpoint folder; the last stage under checkpoints/ when absent")
     data: str = opt("data/labels_test.jsonl", 'rows {"user", "assistant"} (or "messages") that end with a class word')
     labels: str = opt("exact,substitute,complement,irrelevant", "class words, with commas")
     values: str = opt("3,2,1,0", "value of each class; the score is the expected value over the highest one")

@@ -66,7 +66,7 @@ def joined(labels: list[str], colours: list[int]) -> str:
 class Peek(Settings):
     """Options of every subcommand that looks at a model."""
 
-    checkpoint: str = opt("", "run or checkpoint folder; the most skilled stage under checkpoints/ when absent")
+    checkpoint: str = opt("", "run or checkpoint folder; the last stage under checkpoints/ when absent")
     json: bool = opt(False, "print JSON")
 
     def folder(self) -> Path:

@@ -87,7 +87,7 @@ def pretrain(config: PretrainConfig) -> dict:
 
 def prepare_world_if_missing(config: PretrainConfig) -> None:
     """Writes and tokenises the built-in world when the default data folder is empty."""
-    if config.data == prepare.PrepareConfig.out and not (Path(config.data) / "meta.json").is_file():
+    if Path(config.data) == Path(prepare.PrepareConfig.out) and not (Path(config.data) / "meta.json").is_file():
         print(f"no prepared text in {config.data}: preparing the built-in world first", file=sys.stderr)
         prepare.prepare(prepare.PrepareConfig(out=config.data, vocab_size=config.vocab_size))
 

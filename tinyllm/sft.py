@@ -34,7 +34,7 @@ class SFTConfig(TrainConfig):
       python -m tinyllm.sft
       python -m tinyllm.sft --init checkpoints/pretrain --max-minutes 5
       python -m tinyllm.sft --data my_questions.jsonl --out checkpoints/mine
-      python -m tinyllm.sft --recipe classic --max-minutes 5 --out checkpoints/classic
+      python -m tinyllm.sft --recipe classic --max-minutes 5 --out checkpoints/classic_sft
     """
 
     chat = True                                                      # not a setting: its checkpoints answer questions

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from tinyllm import checkpoint, parallel
+from tinyllm import checkpoint, parallel, plot
 from tinyllm.config import from_dict, read_json
 from tinyllm.data import Batch
 from tinyllm.model import TinyLLM
@@ -75,8 +75,8 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
     """Puts the newest whole state of `folder` into `model`; returns it with its optimizer tensors, or None if empty.
 
     A damaged state is set aside with a line on stderr, and the one before it is used; if none can be read, ValueError:
-    a run is never begun again unasked. ValueError also if the run is of another recipe, seed, shape or tokenizer; other
-    settings that have changed since are named on stderr.
+    a run is never begun again unasked. ValueError also if the run is of another stage, recipe, seed, shape or
+    tokenizer; other settings that have changed since are named on stderr.
     """
     damaged: dict[Path, Exception] = {}
     for newest in reversed(checkpoint.steps(folder)):
@@ -90,7 +90,11 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
         for one, error in damaged.items():
             print(f"{error}; set aside as damaged-{one.name}", file=sys.stderr)
             one.rename(folder / f"damaged-{one.name}")
-        changed = _changed(read_json(newest / "config.json").get("settings", {}), dataclasses.asdict(config))
+        stored_config, kind = read_json(newest / "config.json"), type(config).__name__
+        if stored_config.get("made_by", kind) != kind:
+            raise ValueError(f"{folder} holds a run of another stage ({stored_config['made_by']}, not {kind}); choose "
+                             "another --out, or begin again with --restart")
+        changed = _changed(stored_config.get("settings", {}), dataclasses.asdict(config))
         for name, (before, now) in changed.items():
             if name not in ("recipe", "seed"):
                 continue
@@ -144,12 +148,7 @@ def _stop_on_signal() -> Iterator[list]:
 
 def _open_metrics(path: Path, step: int):
     """metrics.jsonl opened to append, without the rows of steps that were lost and will be trained again."""
-    rows = []
-    if path.exists() and step:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):          # a line cut off by a crash
-                if json.loads(line)["step"] <= step:
-                    rows.append(line + "\n")
+    rows = [json.dumps(row) + "\n" for row in plot.read_metrics(path.parent) if row["step"] <= step] if step else []
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(rows), encoding="utf-8")
     temporary.replace(path)

@@ -230,7 +230,7 @@ def pick_device(name: str) -> torch.device:
     """The device called `name`; "cuda" is one GPU for each process. ValueError if torch cannot use it here."""
     try:
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()                         # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); leave it out to train "
                          "on the CPU") from None

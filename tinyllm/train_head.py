@@ -42,7 +42,7 @@ class ScorerConfig(Settings):
       python -m tinyllm.scorer train --data my_questions.jsonl --unfreeze 2 --out runs/mine
     """
 
-    checkpoint: str = opt("", "run or checkpoint folder; the most skilled stage under checkpoints/ when absent")
+    checkpoint: str = opt("", "run or checkpoint folder; the last stage under checkpoints/ when absent")
     data: list[str] = opt(["data/options_train.jsonl"], "files of questions to learn from")
     val: list[str] = opt([], "files of questions that decide when to stop; a tenth of --data when absent")
     out: str = opt("runs/scorer", "folder for the head, its settings and metrics.jsonl")

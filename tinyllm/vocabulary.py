@@ -23,6 +23,7 @@ WHOLE = ("\n", *"=+-*/()", *(heading.replace(" ", SPACE) for pair in HEADINGS.va
 # A word at the beginning of a line gets the space that it has everywhere else: "Frank" is one token wherever it stands,
 # so a name can be copied from the middle of a question to the beginning of an answer. Undone by decode().
 LETTER = "[A-Za-z\u00c0-\u024f\u0370-\u052f]"                         # of the scripts that put spaces between words
+SURROGATE = re.compile("[\ud800-\udfff]")                         # half a character: JSON can hold it, UTF-8 cannot
 ADD_SPACE = re.compile(rf"\n(?= *{LETTER})")
 DROP_SPACE = re.compile(rf"\n (?= *{LETTER})")
 SAMPLE_CHARS = 10_000_000                                            # BPE merges hardly change beyond this
@@ -32,7 +33,7 @@ def sample(texts: Iterable[str], seed: int) -> list[str]:
     """Reservoir sample of lines (at most 1,000 characters each) of about SAMPLE_CHARS characters in all."""
     rng, kept, chars, seen = random.Random(seed), [], 0, 0
     for text in texts:
-        for line in ADD_SPACE.sub("\n ", text).split("\n"):
+        for line in ADD_SPACE.sub("\n ", SURROGATE.sub("", text)).split("\n"):
             for start in range(0, len(line), 1000):                  # SentencePiece skips very long lines silently
                 piece, seen = line[start:start + 1000], seen + 1
                 if chars < SAMPLE_CHARS:
