@@ -76,7 +76,7 @@ class TokenFiles:
         except (KeyError, TypeError):
             raise ValueError(f"{folder / 'meta.json'} is not what prepare writes; run prepare again") from None
         sizes = [(folder / name).stat().st_size for name in files]
-        if not sizes or 0 in sizes or sum(sizes) != 2 * self.n_tokens:
+        if not sizes or sum(sizes) != 2 * self.n_tokens:
             raise ValueError(f"{folder}: the {split} files do not hold the {self.n_tokens:,} tokens that meta.json "
                              "promises; run prepare again")
         self.files = [np.memmap(folder / name, dtype="<u2", mode="r") for name in files]
