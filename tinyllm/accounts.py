@@ -174,10 +174,12 @@ def ask_one(account: Account) -> tuple[str, Lines]:
 
 
 def ask_total(account: Account) -> tuple[str, Lines]:
-    """How many there are in all, or of two of the three."""
+    """How many there are in all, or of two of the three. Who lost some may have lost them to somebody else, who is not
+    meant: the question names its people then."""
     entries = account.entries[:account.rng.choice((2, 2, 3))]
     account.happen(entries, [account.rng.choice((0, 0, 0, 1)) for _ in entries])
-    named = account.can("ask-all2") and account.rng.random() < 0.5
+    lost = any(change < 0 for entry in entries for change in entry.changes)
+    named = account.can("ask-all2") and (lost or account.rng.random() < 0.5)
     if named and account.rng.random() < 0.4:
         entries = account.rng.sample(entries, 2)
     so_far, lines = entries[0].now, entries[0].lines("first")
