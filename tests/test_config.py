@@ -1,7 +1,10 @@
 """Settings: what a user types is either understood exactly or refused in one sentence."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -25,7 +28,7 @@ class Recipe(Settings):
     eggs: int = opt(2, "how many", low=1, high=12)
     heat: float = opt(180.0, "degrees")
     glaze: bool = opt(False, "shiny top")
-    shape: str = opt("round", "of the cake", choices=("round", "square"))
+    shape: str = opt("round", "of the cake", choices=("", "round", "square"))
     rolls: int = opt(1, "how many", high=2 ** 20)
     topping: list[str] = opt([], "any number of toppings")
     layers: list[int] = opt([3, 4], "of sponge, of cream")
@@ -138,6 +141,17 @@ def test_too_little_memory_is_one_sentence_and_another_fault_keeps_its_traceback
     error = RuntimeError("shapes do not fit")
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         fail([])
+
+
+def test_a_closed_pipe_is_no_error():
+    """`... | head` has seen enough. What is printed last waits in a buffer until Python ends, or is met there."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-m", "tinyllm.calculator", "1+1"], check=False, stdout=writer,
+                          stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_text_that_begins_with_a_minus_is_told_how_to_be_given(capsys):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tinyllm import checkpoint, evaluate, report
+from tinyllm import chat, checkpoint, evaluate, report
 from tinyllm.evaluate import bits_per_byte, read_questions
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.report import Answered, accuracy, facts, interval
@@ -43,18 +43,19 @@ def test_an_interval_holds_the_share_itself(share):
 
 
 def test_votes_of_more_samples_are_counted_from_the_same_samples():
-    """One sample is the first; three vote 7, 8, 7; the greedy answer stands apart."""
-    fact = facts([asked("7", "8", "8", "7", "7"), asked("5", "5", "5", "4", "4")])
+    """One sample is the first, 8; three vote 8, 7, 7; the greedy answer stands apart."""
+    fact = facts([asked("7", "8", "8", "7", "7"), asked("5", "5", "4", "5", "5")])
     assert fact["greedy"]["accuracy"] == 0.5
-    assert {k: vote["accuracy"] for k, vote in fact["vote"].items()} == {1: 0.5, 3: 0.5}
+    assert {k: vote["accuracy"] for k, vote in fact["vote"].items()} == {1: 0.0, 3: 1.0}
     assert fact["vote"][1]["n"] == 2
 
 
 def test_format_false_steps_and_abstentions_are_shares_of_samples():
-    """Of four samples one has no final answer and one a false step."""
-    one = Answered("7", "sum", "en", sample("7"), [sample("7"), sample(None), sample("7", "1+1=3"), sample("7")])
+    """Of four samples one has no final answer, one a false step, and one answers without a heading."""
+    bare = to_sample("7", -1.0, 1)
+    one = Answered("7", "sum", "en", sample("7"), [sample("7"), sample(None), sample("7", "1+1=3"), bare])
     fact = facts([one])
-    assert (fact["format"], fact["abstained"], fact["false_steps_per_answer"]) == (0.75, 0.25, 0.25)
+    assert (fact["format"], fact["abstained"], fact["false_steps_per_answer"]) == (0.5, 0.25, 0.25)
 
 
 def test_reliability_tells_whether_agreement_predicts_correctness():
@@ -86,8 +87,6 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(tokenizer):
     n_tokens = len(tokenizer.encode(text))
     expected = n_tokens * math.log2(tokenizer.vocab_size) / len(text.encode())
     assert bits_per_byte(model, tokenizer, text) == pytest.approx(expected, rel=1e-4)
-    with pytest.raises(ValueError, match="the text is empty"):
-        bits_per_byte(model, tokenizer, "")
 
 
 # --- files and the command ---
@@ -131,10 +130,54 @@ def test_the_command_measures_compares_and_writes_a_page(tmp_path, folder, token
                    "--max-new-tokens", "6", "--calculator", "--out", str(out)])
     shown = capsys.readouterr().out
     assert "Compared on q" in shown and "vote of 3 + calculator" in shown and "Bits per byte" in shown
+    assert "Does agreement predict correctness?" in shown
     assert (out / "report.md").read_text(encoding="utf-8").strip() == shown.strip()
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     groups = result["checkpoints"][folder]["files"]["q"]
     assert set(groups["by_language"]) == {"en", "zh"} and groups["all"]["vote"]["3"]["n"] == 2
+
+
+def test_greedy_is_greedy_samples_are_drawn_and_the_calculator_computes(chat_folder):
+    """A model that knows two answers by heart: the likeliest text whatever the seed, at a high temperature another one
+    each time; what was learnt wrong comes out right with the calculator, and only with it."""
+    model, tokenizer = checkpoint.load(chat_folder)
+    questions = [evaluate.Question([{"role": "user", "content": text}], final, "sum", "en")
+                 for text, final in (("3+4?", "7"), ("几？", "5"))]
+    settings = lambda seed: evaluate.EvaluateConfig(self_consistency=3, temperature=5.0, top_p=1.0, seed=seed,
+                                                    max_new_tokens=40)
+    first, again = (evaluate.ask(model, tokenizer, questions, settings(seed)) for seed in (0, 7))
+    assert [one.greedy.answer for one in first] == ["7", "5"]
+    assert [one.greedy.text for one in first] == [one.greedy.text for one in again]
+    assert {one.text for one in first[0].samples}.isdisjoint({one.text for one in again[0].samples})
+    exact = evaluate.ask(model, tokenizer, questions, settings(0), calculator=True)
+    assert "2+2=5" in first[1].greedy.reasoning and "2+2=4" in exact[1].greedy.reasoning
+
+
+def test_a_model_that_only_continues_texts_is_asked_without_a_template(folder, tokenizer, monkeypatch):
+    """It has never seen a question mark between control tokens; its answer is the line that follows."""
+    calls = []
+
+    def blank(model, words, prompts, n, end, temperature, **more):
+        calls.append((prompts, end, n, temperature))
+        return [[sample("7")] * n] * len(prompts)
+
+    monkeypatch.setattr(evaluate, "sample_answers", blank)
+    model, _ = checkpoint.load(folder)
+    question = evaluate.Question([{"role": "user", "content": "3+4?"}], "7", "sum", "en")
+    for is_chat, prompt, end in ((False, [tokenizer.eos, *tokenizer.encode("3+4?\n")], tokenizer.encode("\n")[0]),
+                                 (True, chat.render_prompt(tokenizer, question.messages), tokenizer.eos)):
+        calls.clear()
+        evaluate.ask(model, tokenizer, [question], evaluate.EvaluateConfig(temperature=0.7), is_chat=is_chat)
+        assert calls == [([prompt], end, 1, 0.0), ([prompt], end, 7, 0.7)]           # greedy, and what is drawn
+
+
+def test_the_columns_with_calculator_are_greedy_and_the_last_vote():
+    """Exchanged, a table would credit the vote with what the calculator did."""
+    plain, exact = facts([asked("7", "8", "8", "8", "8")]), facts([asked("7", "7", "8", "8", "8")])
+    one = {"files": {"q": {"all": plain}}, "calculator": {"q": {"all": exact}}}
+    head, _, row = evaluate.comparison({"a": one}, "q")
+    shown = dict(zip([cell.strip() for cell in head.split("|")], [cell.strip() for cell in row.split("|")]))
+    assert shown["greedy + calculator"].startswith("100.0%") and shown["vote of 3 + calculator"].startswith("0.0%")
 
 
 def test_every_answer_can_be_read(folder, tmp_path, monkeypatch):
@@ -162,7 +205,9 @@ def test_a_mistake_leaves_earlier_answers_alone(folder, tmp_path, capsys):
     (out / "answers.jsonl").write_text("hours of work", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "model.safetensors").write_text("nothing", encoding="utf-8")
-    for mistake in (["--checkpoint", folder, "--text", "nowhere.txt"], ["--checkpoint", str(tmp_path / "empty")]):
+    (tmp_path / "empty.txt").write_text("\ufeff", encoding="utf-8")
+    for mistake in (["--checkpoint", folder, "--text", "nowhere.txt"], ["--checkpoint", str(tmp_path / "empty")],
+                    ["--checkpoint", folder, "--text", str(tmp_path / "empty.txt")]):
         with pytest.raises(SystemExit):
             evaluate.main([*mistake, "--data", data, "--out", str(out)])
     assert (out / "answers.jsonl").read_text(encoding="utf-8") == "hours of work"
@@ -213,4 +258,6 @@ def test_a_page_lines_up():
     """Markdown that also reads well in a terminal."""
     lines = report.grid([["", "n"], ["all", "12"]])
     assert lines == ["|     | n  |", "|-----|----|", "| all | 12 |"]
+    assert report.grid([["", "n"], ["算术", "1"], ["a|b", "2"]]) == [
+        "|      | n |", "|------|---|", "| 算术 | 1 |", "| a\\|b | 2 |"]
     assert report.percent(accuracy([True, False])) == " 50.0% [9.5, 90.5]"

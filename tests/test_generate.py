@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from tinyllm import chat, checkpoint, generate
-from tinyllm.data import Example, PackedExamples, next_token_batch
+from tinyllm.data import next_token_batch
 from tinyllm.decode import draw, next_token_probabilities, stream
 from tinyllm.generate import GenerateConfig, continue_text
-from tinyllm.model import ModelConfig, TinyLLM
-from tinyllm.sft import SFTConfig
+from tinyllm.model import TinyLLM
 from tinyllm.train import TrainConfig, train
 
 END = 2
@@ -26,6 +25,12 @@ def test_temperature_zero_is_the_likeliest_token():
     """Also among ties, where exactly one may win."""
     p = next_token_probabilities(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 1.0]]), temperature=0)
     assert p.tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+def test_a_temperature_too_low_for_float32_is_zero():
+    """1 / 1e-39 is infinite, and a distribution of NaN would be drawn from without a word."""
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert torch.equal(next_token_probabilities(logits, 1e-39), next_token_probabilities(logits, 0))
 
 
 def test_low_temperature_sharpens_and_high_flattens():
@@ -195,6 +200,21 @@ def test_without_a_prompt_lines_are_read_until_they_end(folder, capsys, monkeypa
     assert "The cat" in shown and "米娅" in shown
 
 
+def test_questions_in_a_file_from_windows_are_the_same_questions(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff3+4?\r\n5+6?\r\n"))
+    generate.main(["--checkpoint", folder, "--max-new-tokens", "2", "--json"])
+    assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["3+4?", "5+6?"]
+
+
+def test_the_calculator_completes_a_text_that_ends_with_an_equals_sign(folder, tokenizer):
+    model, _ = checkpoint.load(folder)
+    for prompt, begin in (("So 30+12=", "42"), ("So 30+12 is", "")):
+        with_it, without = ("".join(continue_text(model, tokenizer, text, GenerateConfig(
+            max_new_tokens=4, temperature=0, calculator=calculator)))
+            for text, calculator in ((prompt, True), (prompt + begin, False)))
+        assert with_it == begin + without
+
+
 def test_a_long_prompt_exits_with_one_sentence(folder, capsys):
     """Exit code 2: the user's mistake, no traceback."""
     with pytest.raises(SystemExit) as exit:
@@ -220,21 +240,6 @@ def test_the_command_prints_only_what_is_printable(folder, capsys):
 
 
 # --- a question is answered ---
-
-ROWS = [{"user": "3+4?", "cot": "3+1=4\n3+4=7", "final": "7"}, {"user": "几？", "cot": "2+2=5", "final": "5"}]
-
-
-@pytest.fixture(scope="module")
-def chat_folder(tmp_path_factory, tokenizer):
-    """A tiny chat model that knows two answers by heart, one of them with a false step."""
-    torch.manual_seed(0)
-    model = TinyLLM(ModelConfig(vocab_size=tokenizer.vocab_size, dim=48, n_layers=2, n_heads=4, n_kv_heads=4,
-                                ffn_dim=96, context=96))
-    examples = [Example(*chat.render_example(tokenizer, chat.messages_of(row))) for row in ROWS]
-    settings = TrainConfig(max_steps=160, lr=0.01, dtype="float32", compile="off")
-    train(model, PackedExamples(examples, 96, 1, 0), settings)
-    return str(checkpoint.save(tmp_path_factory.mktemp("chat"), model, tokenizer, SFTConfig(), {"step": 1}))
-
 
 def test_a_chat_model_thinks_answers_and_votes(chat_folder, capsys):
     """Every attempt is printed in order, then the votes; steps that are false are pointed out."""
@@ -266,6 +271,15 @@ def test_a_model_that_only_continues_texts_has_nothing_to_vote_on(folder, capsys
     with pytest.raises(SystemExit) as exit:
         generate.main(["x", "--checkpoint", folder, "--self-consistency", "3"])
     assert exit.value.code == 2 and "only continues texts" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        generate.main(["x", "--checkpoint", folder, "--system", "Be kind."])
+    assert "leave out --system" in capsys.readouterr().err
+
+
+def test_what_a_model_is_told_before_the_question_reaches_it():
+    told = GenerateConfig(system="Be kind.")
+    assert generate.conversation(told, "几？") == [{"role": "system", "content": "Be kind."},
+                                                  {"role": "user", "content": "几？"}]
 
 
 def test_texts_that_are_written_at_the_same_time_are_shown_one_after_the_other():

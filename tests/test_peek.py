@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -158,6 +159,13 @@ def test_chinese_takes_two_columns_in_a_table():
     """The second column starts at the same place in every line."""
     lines = peek.table([{"token": "猫", "n": 1.5}, {"token": "cat", "n": 12.25}, {"token": "e\u0301", "n": 0.0}])
     assert lines.splitlines() == ["token       n", "猫      1.500", "cat    12.250", "e\u0301       0.000"]
+
+
+def test_a_long_table_takes_no_longer_than_its_rows():
+    """All tokens of a vocabulary, one a row."""
+    started = time.monotonic()
+    assert peek.table([{"token": str(n), "p": 0.5} for n in range(4000)]).count("\n") == 4000
+    assert time.monotonic() - started < 2
 
 
 def test_colours_appear_only_on_a_terminal_that_wants_them(monkeypatch):

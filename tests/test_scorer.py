@@ -1,5 +1,7 @@
 """The scorer's commands: what was trained measures the same, writes rows, and refuses what does not fit."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -23,12 +25,18 @@ def place(tmp_path_factory, tokenizer):
     checkpoint.save(folder / "model", model, tokenizer, SFTConfig(), {"step": 1})
     (folder / "foreign").mkdir()
     (folder / "foreign" / "scorer.json").write_text("{}", encoding="utf-8")
+    (folder / "damaged").mkdir()
+    settings = {"checkpoint": "base", "fingerprint": "x", "dim": 32, "hidden": "abc", "dropout": 0, "contrast": True}
+    (folder / "damaged" / "scorer.json").write_text(json.dumps(settings), encoding="utf-8")
     rows = [ROW | {"question": f"Who sat on {n}?"} for n in range(60)]
     rows[3] = ROW | {"options": ["alone"]}
     rows[5] = ROW | {"context": "The red bird sang in the old tree near the river. " * 9}
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    scorer.main(["train", "--checkpoint", str(folder / "base"), "--data", str(folder / "rows.jsonl"), "--epochs", "2",
-                 "--out", str(folder / "head"), "--states", str(folder / "states"), "--hidden", "8"])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        scorer.main(["train", "--checkpoint", str(folder / "base"), "--data", str(folder / "rows.jsonl"), "--epochs",
+                     "20", "--out", str(folder / "head"), "--states", str(folder / "states"), "--hidden", "8",
+                     "--json"])
+    (folder / "trained.json").write_text(said.getvalue(), encoding="utf-8")
     return folder
 
 
@@ -58,6 +66,8 @@ def test_eval_measures_what_training_measured(place, capsys):
     (place / "base").rename(place / "moved")
     there = json.loads(run(capsys, *argv, "--checkpoint", str(place / "moved")).out)
     (place / "moved").rename(place / "base")
+    trained = json.loads((place / "trained.json").read_text(encoding="utf-8"))["accuracy"]["val"]
+    assert trained["head"]["accuracy"] > 0.9 and here["accuracy"] == trained
     assert here == there and here["skipped"] == 1 and here["accuracy"]["chance"]["accuracy"] == pytest.approx(1 / 3)
 
 
@@ -95,6 +105,8 @@ def test_predict_adds_scores_probabilities_and_choice(place, capsys, tmp_path):
     (["eval", "--head", "{place}/foreign", "--data", "{place}/rows.jsonl"], "scorer.json has no checkpoint"),
     (["train", "--checkpoint", "{place}/model", "--data", "{place}/rows.jsonl", "--out", "{place}"],
      "would replace the checkpoint"),
+    (["predict", "--head", "{place}/head", "--data", "{place}/rows.jsonl", "--json"], "give --out"),
+    (["eval", "--head", "{place}/damaged", "--data", "{place}/rows.jsonl"], "scorer.json has no hidden that fits"),
     (["bench", "--prefixes"], "one number or more")])
 def test_a_user_s_mistake_is_one_sentence(place, capsys, argv, complaint):
     with pytest.raises(SystemExit) as left:

@@ -1,15 +1,19 @@
 """Training a head: the loop is the one loop, the best head is kept, and what learns is what was asked for."""
 
 import json
+import random
 
 import pytest
 import torch
 
 from tinyllm import checkpoint, optim
-from tinyllm.head import Head, Scorer
+from tinyllm.fork import stored_states
+from tinyllm.head import Head, Scorer, choice_loss
 from tinyllm.model import TinyLLM
+from tinyllm.options import encode_all, load_questions
+from tinyllm.scorer import load_scorer
 from tinyllm.sft import SFTConfig
-from tinyllm.train_head import Best, ScorerConfig, question_batches, train_scorer
+from tinyllm.train_head import Best, ScorerConfig, as_batch, question_batches, train_scorer
 
 
 @pytest.fixture
@@ -111,6 +115,26 @@ def test_the_best_head_is_kept_and_patience_ends():
     assert best.should_stop() and best.step == 1
     best.put_back()
     assert scorer.head.net[1].bias.tolist() == [1.0] * 4
+
+
+def test_the_best_head_of_a_run_that_learns_by_heart_is_the_one_saved(base, data, tmp_path):
+    """Answers drawn by lot cannot be foretold: the training loss falls, that of other questions soon rises. The run
+    stops there, and what is saved has the lowest loss seen, on the questions kept apart."""
+    rng, rows = random.Random(0), easy_rows(80)
+    rows = [row | {"answer": rng.randrange(len(row["options"]))} for row in rows]
+    for name, part in (("train", rows[:40]), ("val", rows[40:])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    config = settings(base, str(tmp_path / "train"), tmp_path, val=[str(tmp_path / "val")], epochs=200, patience=3)
+    result = train_scorer(config)
+    logged = [json.loads(line) for line in (tmp_path / "head" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in logged if "val_loss" in row]
+    assert min(losses) == result["val_loss"] < losses[-1] and logged[-1]["step"] < 200
+    head, model, tokenizer, fingerprint = load_scorer(config.out)
+    questions, _ = load_questions(config.val)
+    states = stored_states(config.states, fingerprint, model, encode_all(questions, tokenizer, model.config.context))
+    answers = [question.answer for question in questions]
+    nats, n = choice_loss(states.of)(Scorer(head), as_batch(range(len(questions)), answers))
+    assert nats.item() / int(n) == pytest.approx(result["val_loss"], rel=1e-4)
 
 
 def test_every_question_comes_once_an_epoch():

@@ -14,21 +14,22 @@ from fractions import Fraction
 from tinyllm.config import Settings, command, opt, read_settings
 
 MAX_CHARS = 1000                      # of an expression; none that a person writes is longer
+MAX_DEPTH = 50                        # of brackets and signs
 WINDOW = 120                          # characters searched on either side of "="
 SIGNS = str.maketrans("０１２３４５６７８９＋－＊／（）．＝×÷−\u3000\u00a0", "0123456789+-*/().=*/-  ")
 NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 TOKEN = re.compile(rf"{NUMBER}|\*\*|[-+*/()]")
 
 
-def calculate(expression: str, max_digits: int = 100, max_depth: int = 50) -> Fraction:
+def calculate(expression: str, max_digits: int = 100) -> Fraction:
     """The exact value of an expression of numbers, + - * / ** and brackets, half-width or full-width, × and ÷.
 
     As in algebra, ** binds tighter than a sign and groups from the right: -2**2 = -4, 2**3**2 = 512. No number on the
-    way may have more than `max_digits` digits, no part be nested deeper than `max_depth`.
+    way may have more than `max_digits` digits, no part be nested deeper than MAX_DEPTH.
     """
     if len(expression) > MAX_CHARS:
         raise ValueError(f"the expression has {len(expression)} characters; at most {MAX_CHARS} are allowed")
-    parser = _Parser(expression, max_digits, max_depth)
+    parser = _Parser(expression, max_digits)
     value = parser.sum(0)
     if parser.at < len(parser.tokens):
         raise parser.wrong("an operator")
@@ -38,8 +39,8 @@ def calculate(expression: str, max_digits: int = 100, max_depth: int = 50) -> Fr
 class _Parser:
     """Recursive descent: one method for each level of precedence, all reading from the same list of tokens."""
 
-    def __init__(self, expression: str, max_digits: int, max_depth: int) -> None:
-        self.max_digits, self.max_depth = max_digits, max_depth
+    def __init__(self, expression: str, max_digits: int) -> None:
+        self.max_digits = max_digits
         plain = expression.translate(SIGNS)
         self.tokens, self.at, self.shown = TOKEN.findall(plain), 0, repr(expression)[:60]
         if foreign := TOKEN.sub("", plain).strip():
@@ -81,8 +82,8 @@ class _Parser:
         return value
 
     def signed(self, depth: int) -> Fraction:
-        if depth > self.max_depth:
-            raise ValueError(f"{self.shown} is nested deeper than {self.max_depth}")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{self.shown} is nested deeper than {MAX_DEPTH}")
         if sign := self.take("-", "+"):
             value = self.signed(depth + 1)
             return -value if sign == "-" else value

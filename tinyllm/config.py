@@ -79,7 +79,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
                 limit = f"{limit[0]} {limit[1]:{form}}"
                 raise ValueError(f"{name} must be {limit}, not {item}")
         if meta.get("choices") and item not in meta["choices"]:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, meta['choices']))}, not {item!r}")
+            raise ValueError(f"{name} must be one of {', '.join(filter(None, meta['choices']))}, not {item!r}")
     return float(value) if kind is float and not is_list else value
 
 
@@ -163,7 +163,7 @@ def _add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
 
 
 def _metavar(meta: Any, kind: type) -> str:
-    return "{" + ",".join(map(str, meta["choices"])) + "}" if meta["choices"] else \
+    return "{" + ",".join(filter(None, meta["choices"])) + "}" if meta["choices"] else \
         {int: "N", float: "X", str: "TEXT"}[kind]
 
 
@@ -229,9 +229,11 @@ def command(main: Any) -> Any:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(encoding="utf-8", errors="replace")
         try:
-            return main(argv) or 0
-        except BrokenPipeError:                                      # `... | head` closed the pipe: not an error
-            sys.stderr.close()
+            status = main(argv) or 0
+            sys.stdout.flush()                                       # a closed pipe is met here, not when Python ends
+            return status
+        except BrokenPipeError:                                      # `... | head`: not an error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (ValueError, OSError) as error:
             print(f"{Path(sys.argv[0]).stem}: {_sentence(error)}", file=sys.stderr)

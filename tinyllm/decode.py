@@ -29,11 +29,12 @@ class Step(NamedTuple):
 def next_token_probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Logits (R, V) -> the distribution (R, V) that is sampled from.
 
-    temperature 0 puts everything on the most likely token. top_k keeps exactly k tokens (0: all; Fan et al. 2018,
+    temperature 0 puts everything on the most likely token, and so does one below a millionth, for which float32 has no
+    numbers. top_k keeps exactly k tokens (0: all; Fan et al. 2018,
     arXiv:1805.04833). top_p keeps the most likely tokens up to and including the one that crosses p (Holtzman et al.
     2019, arXiv:1904.09751). What is kept is rescaled to sum to one.
     """
-    if temperature == 0:
+    if temperature < 1e-6:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     probabilities = (logits.float() / temperature).softmax(-1)
     if not top_k and top_p >= 1:
@@ -86,10 +87,11 @@ def decode(model: TinyLLM, prompts: Sequence[list[int]], *, end: int, n: int = 1
     """Yields one Step at a time for n continuations of each prompt, until all have ended, filled the context or
     written `max_new_tokens`.
 
-    Continuation i of prompt j is number j * n + i. The prompts are read once, padded on the left to equal length, and
-    the cache is forked n ways. Continuation i of any prompt draws from its own generator (seed + i), so it is the same
-    whatever else is in the batch. One that wrote the token `end` or filled the context yields `end` from then on, with
-    log-probability 0. After each id, `feed` may name ids that are written next in place of the model's own choice.
+    Continuation i of prompt j is number j * n + i. The prompts are read once, padded on the left to equal length,
+    and the cache is forked n ways. Continuation i of any prompt draws from its own generator (seed + i), so it is
+    the same whatever else is in the batch (up to rounding: of more than 16 rows int8 takes another product). One
+    that wrote the token `end` or filled the context yields `end` from then on, with log-probability 0. After each
+    id, `feed` may name ids that are written next in place of the model's own choice.
     """
     context = model.config.context
     for prompt in prompts:

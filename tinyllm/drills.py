@@ -40,7 +40,7 @@ def drill(index: int, seed: int = 0, split: str = "train") -> Drill:
     """Drill `index`: a pure function of its arguments. A curriculum: the first ones are short, later four of five long;
     outside train all are.
 
-    A short one has two or three facts, terse or told, and questions that are terse, have only a heading, or are worded.
+    A short one has one to three facts, terse or told, and questions that are terse, have only a heading, or are worded.
     A long one has up to five told facts, often among a story and facts of another kind, and worded questions.
     """
     language = LANGUAGES[index % 2]

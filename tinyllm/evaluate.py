@@ -1,6 +1,6 @@
 """How good is it? Bits per byte of a text, exact match on questions never seen: greedy, one sample, a vote of many.
 
-In: checkpoints and files of questions. Out: tables, report.md, JSON, and every answer to read. Each number comes with
+In: checkpoints and files of questions. Out: tables, report.md, JSON, and every answer to read. Each accuracy comes with
 its 95% interval, because a few hundred questions cannot tell 80% from 82%. Explained by tests/test_evaluate.py.
 """
 
@@ -24,7 +24,7 @@ from tinyllm.model import TinyLLM
 from tinyllm.report import Answered, by_group, draw_votes, facts, grid, in_short, page
 from tinyllm.sft import default_files
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.train import loss_sums, pick_dtype
+from tinyllm.train import loss_sums
 from tinyllm.vote import Sample, same_answer, sample_answers, vote
 from tinyllm.weights import kind_of, read_as
 
@@ -134,11 +134,8 @@ def grouped(answered: Sequence[Answered]) -> dict:
 def bits_per_byte(model: TinyLLM, tokenizer: Tokenizer, text: str) -> float:
     """Bits the model needs for each byte of `text`, read in windows of the context (each begins without a past)."""
     ids, context = document_prompt(tokenizer, text), model.config.context
-    if len(ids) < 2:
-        raise ValueError("the text is empty; there is nothing to measure")
-    windows = [torch.tensor([ids[at:at + context + 1]]) for at in range(0, len(ids) - 1, context)]
-    nats, _ = loss_sums(model, [next_token_batch(window) for window in tqdm(windows, "reading", leave=False)],
-                        dtype=pick_dtype("float32"))
+    windows = [next_token_batch(torch.tensor([ids[at:at + context + 1]])) for at in range(0, len(ids) - 1, context)]
+    nats, _ = loss_sums(model, tqdm(windows, "reading", leave=False))
     return nats / math.log(2) / len(text.encode())
 
 
@@ -185,9 +182,11 @@ def record(question: Question, answered: Answered) -> dict:
 
 
 def read_text(path: str) -> str:
-    """The text of a file; ValueError if it is not UTF-8."""
+    """The text of a file; ValueError if it is not UTF-8 or empty."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        if text := Path(path).read_text(encoding="utf-8-sig"):
+            return text
+        raise ValueError(f"{path}: the text is empty; there is nothing to measure")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); convert the file") from None
 

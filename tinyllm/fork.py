@@ -163,7 +163,7 @@ class States:
         return (self.logprob[rows] / self.length[rows] if normalised else self.logprob[rows]).tolist()
 
 
-def live(model: TinyLLM, encoded: Sequence[Encoded], max_tokens: int = 4096, padding: int = 32) -> StatesOf:
+def live(model: TinyLLM, encoded: Sequence[Encoded]) -> StatesOf:
     """states_of that reads the questions anew each time: for a model that learns. Gradients reach the prefix too.
 
     A step holds few questions, so more padding is allowed than over a whole file.
@@ -172,7 +172,7 @@ def live(model: TinyLLM, encoded: Sequence[Encoded], max_tokens: int = 4096, pad
     def states_of(numbers: Tensor) -> tuple[Tensor, Tensor]:
         chosen = [encoded[i] for i in numbers.tolist()]
         states: list[Tensor] = [torch.empty(0)] * len(chosen)
-        for group in batches(chosen, max_tokens, padding):
+        for group in batches(chosen, padding=32):
             last = read(model, [chosen[i] for i in group]).last
             for i, one in zip(group, last):
                 states[i] = one

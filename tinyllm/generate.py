@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tinyllm import chat, checkpoint
-from tinyllm.calculator import false_steps
+from tinyllm.calculator import complete, false_steps
 from tinyllm.config import Settings, command, opt, read_settings
 from tinyllm.decode import exact_steps, stream
 from tinyllm.model import TinyLLM
@@ -66,8 +66,12 @@ def document_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def continue_text(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateConfig) -> Iterator[str]:
     """The continuation of `prompt`: for each token what it completes, valid Unicode or "", and then what is left."""
-    pieces = tokenizer.stream()
-    feed = exact_steps(tokenizer, prompt) if config.calculator else None
+    pieces, feed = tokenizer.stream(), None
+    if config.calculator:
+        known = complete(prompt) or ""                               # of a prompt that ends with `3+4=`
+        yield known
+        prompt += known
+        feed = exact_steps(tokenizer, prompt)
     for (id,) in stream(model, document_prompt(tokenizer, prompt), end=tokenizer.eos, feed=feed, **config.sampling()):
         yield pieces.push(id)
     yield pieces.finish()
@@ -179,7 +183,7 @@ def prompts(config: GenerateConfig) -> Iterator[str]:
         if not (line := sys.stdin.readline()):
             return
         if line.strip():
-            yield line.rstrip("\n")
+            yield line.strip("\ufeff\r\n")                          # what a file from Windows begins and ends with
 
 
 def converse(model: TinyLLM, tokenizer: Tokenizer, config: GenerateConfig) -> None:
@@ -206,6 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     if config.self_consistency > 1 and not is_chat:
         raise ValueError(f"{folder} only continues texts and has no answers to vote on; fine-tune it with "
                          "`python -m tinyllm.sft` and `python -m tinyllm.cot_sft` first")
+    if config.system and not is_chat:
+        raise ValueError(f"{folder} only continues texts and cannot be told anything before; leave out --system")
     model, tokenizer = checkpoint.load(folder)
     model = read_as(config.weights, model)
     if config.json:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import sys
-import unicodedata
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -29,16 +28,11 @@ from tinyllm.config import PRESETS, Settings, command, opt, read_command
 from tinyllm.data import IGNORE, PackedRows, TokenFiles
 from tinyllm.generate import document_prompt, printable
 from tinyllm.model import KVCache, ModelConfig, TinyLLM
+from tinyllm.report import width
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.train import TrainConfig
 
 # --- text for a terminal ---
-
-def width(text: str) -> int:
-    """Columns that `text` takes: two for a Chinese character, none for an accent on the letter before it."""
-    return sum(0 if unicodedata.category(char) in ("Mn", "Me", "Cf") else
-               2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
 
 def table(rows: list[dict]) -> str:
     """`rows` with their keys as heading: texts and shapes to the left, numbers to the right."""
@@ -47,7 +41,8 @@ def table(rows: list[dict]) -> str:
     columns = []
     for key in rows[0]:
         cells, number = [key, *(form(row[key]) for row in rows)], isinstance(rows[0][key], (int, float))
-        gaps = [" " * (max(map(width, cells)) - width(cell)) for cell in cells]
+        widest = max(map(width, cells))
+        gaps = [" " * (widest - width(cell)) for cell in cells]
         columns.append([gap + cell if number else cell + gap for cell, gap in zip(cells, gaps)])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns))
 

@@ -5,6 +5,7 @@ tests/test_evaluate.py.
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -71,11 +72,19 @@ def percent(share: dict) -> str:
     return f"{share['accuracy']:6.1%} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
 
 
+def width(text: str) -> int:
+    """Columns that `text` takes: two for a Chinese character, none for an accent on the letter before it."""
+    return sum(0 if unicodedata.category(char) in ("Mn", "Me", "Cf") else
+               2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
 def grid(rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table whose columns also line up in a terminal; the first row is the heading."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell + " " * (wide - width(cell)) for cell, wide in zip(row, widths)) + " |"
+             for row in rows]
+    return [lines[0], "|" + "|".join("-" * (wide + 2) for wide in widths) + "|", *lines[1:]]
 
 
 def cells(measured: Sequence[dict], sizes: Sequence[int]) -> list[list[str]]:

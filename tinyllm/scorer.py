@@ -58,6 +58,11 @@ class PredictConfig(Settings):
     limit: int = opt(0, "questions to read (0: all)", low=0)
     json: bool = opt(False, "print a summary as JSON; needs --out")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.json and not self.out:
+            raise ValueError("--json sums up the rows that --out writes; give --out, or leave --json out")
+
 
 # --- using a head ---
 
@@ -71,11 +76,14 @@ def load_scorer(folder: str | Path, elsewhere: str = "",
     if not (folder / "scorer.json").is_file():
         raise ValueError(f"{folder}: no head here; train one with `python -m tinyllm.scorer train --out {folder}`")
     settings = read_json(folder / "scorer.json")
-    if missing := {"checkpoint", "fingerprint", "dim", "hidden", "dropout", "contrast"} - settings.keys():
-        raise ValueError(f"{folder / 'scorer.json'} has no {min(missing)}: no head; train one again")
+    kinds = {"checkpoint": str, "fingerprint": str, "dim": int, "hidden": int, "dropout": (int, float),
+             "contrast": bool}
+    for name, kind in kinds.items():
+        if not isinstance(settings.get(name), kind) or (kind is int and settings[name] < 0):
+            raise ValueError(f"{folder / 'scorer.json'} has no {name} that fits: no head; train one again")
     wanted = Path(elsewhere) if elsewhere else folder / settings["checkpoint"]         # an absolute path stays itself
     if not wanted.is_dir():
-        raise ValueError(f"{wanted}: the checkpoint of this head is gone; name its new place with --checkpoint")
+        raise ValueError(f"{wanted}: no such folder with the checkpoint of this head; name its place with --checkpoint")
     found = checkpoint.resolve(wanted)
     if digest(found) != settings["fingerprint"]:
         raise ValueError(f"{found} is not the checkpoint that {folder} was trained on; name that with --checkpoint, "

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -197,7 +197,7 @@ def train(model: nn.Module, batch_at: Callable[[int], Batch], config: TrainConfi
 
 
 @torch.no_grad()
-def loss_sums(model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn = next_token_loss,
+def loss_sums(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn = next_token_loss,
               dtype: torch.dtype = torch.float32) -> tuple[float, int]:
     """(sum of losses in nats, number of targets) over `batches`, without dropout."""
     model.eval()
