@@ -101,7 +101,8 @@ def quickstart(config: QuickstartConfig) -> dict:
     shares = BASE_SHARES if config.preset == "base" else SHARES
     minutes = {stage: config.minutes * share for stage, share in shares.items()}
     with part("pretraining: predict the next token, again and again", seconds):
-        shape = PRESETS["nano"] | (HALF if is_half(config, minutes["cot_sft"]) else {})
+        half = is_half(config, minutes["cot_sft"])
+        shape = PRESETS["nano"] | (HALF if half else {})
         results["pretrain"] = pretrain(PretrainConfig(
             preset="nano", **shape, data=config.data, out=str(out / "pretrain"),
             start_context=0, val_tokens=20_000, max_minutes=minutes["pretrain"], **shared))
@@ -117,7 +118,8 @@ def quickstart(config: QuickstartConfig) -> dict:
                       "val": [str(data / "cot_val.jsonl")], "plain": [str(data / "sft_train.jsonl")], "dropout": 0.0}
     with part("CoT-SFT: think, then answer", seconds):
         results["cot_sft"] = cot_sft(CoTConfig(
-            init=str(out / "sft"), out=str(out / "cot_sft"), max_minutes=minutes["cot_sft"], muon_lr=0.008,
+            init=str(out / "sft"), out=str(out / "cot_sft"), max_minutes=minutes["cot_sft"],
+            muon_lr=0.014 if half else 0.008,                        # narrow matrices bear longer steps (docs/log.md)
             batch_ramp=config.batch_ramp, **steps))
     if "base" in minutes:
         with part("base begins where nano ended, and goes on", seconds):
