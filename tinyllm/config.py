@@ -75,8 +75,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
                 raise ValueError(f"{name} must be a finite number, not {item}")
             low, high = meta.get("low", -LARGEST), meta.get("high", LARGEST)
             if not low <= item <= high:
-                limit, form = (("at least", low) if item < low else ("at most", high)), "," if kind is int else "g"
-                limit = f"{limit[0]} {limit[1]:{form}}"
+                form = "," if kind is int else "g"
+                limit = f"at least {low:{form}}" if item < low else f"at most {high:{form}}"
                 raise ValueError(f"{name} must be {limit}, not {item}")
         if meta.get("choices") and item not in meta["choices"]:
             raise ValueError(f"{name} must be one of {', '.join(filter(None, meta['choices']))}, not {item!r}")

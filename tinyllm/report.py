@@ -116,7 +116,9 @@ def by_agreement(levels: Sequence[dict]) -> list[str]:
 
 def page(result: dict, command: str) -> str:
     """The whole evaluation as a page of Markdown."""
-    lines = ["# Evaluation", "", f"`{command}`", "", "Exact match of the final answer, 95% intervals in brackets.", ""]
+    lines = ["# Evaluation", "", f"`{command}`", ""]
+    if result.get("files"):
+        lines += ["Exact match of the final answer, 95% intervals in brackets.", ""]
     if "bits_per_byte" in result:
         lines += [f"Bits per byte of {result['text']}: {result['bits_per_byte']:.3f}", ""]
     for name, groups in result.get("files", {}).items():
