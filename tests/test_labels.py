@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tinyllm import checkpoint
+from tinyllm import chat, checkpoint
 from tinyllm import tokenizer as tokenizers
 from tinyllm.labels import (
     LabelsConfig,
@@ -76,11 +76,17 @@ def test_the_command_reads_a_file(model, tokenizer, tmp_path, capsys):
     model = TinyLLM(model.config).eval()
     folder = checkpoint.save(tmp_path / "run", model, tokenizer, SFTConfig(), {"step": 1})
     rows = [{"user": f"cat {n}", "assistant": name} for n, name in enumerate([*NAMES, "other"])]
+    rows.insert(0, {"user": "cat " * 99, "assistant": NAMES[0]})     # longer than the context
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     result = label(LabelsConfig(checkpoint=str(folder), data=str(path)))
-    assert result["n"] == 4 and result["skipped"] == 1 and len(result["rows"]) == 4
-    assert "1 rows end with another word" in capsys.readouterr().err
+    assert result["n"] == 4 and result["skipped"] == 2 and len(result["rows"]) == 4
+    assert "1 rows end with another word and 1 are longer" in capsys.readouterr().err
+    first = first_tokens(tokenizer, NAMES)
+    for row, read in zip(rows[1:], result["rows"]):                  # each row has its own probabilities
+        prompt = chat.render_prompt(tokenizer, [{"role": "user", "content": row["user"]}])
+        assert read["label"] == row["assistant"]
+        assert read["probabilities"] == pytest.approx(probabilities(model, [prompt], first)[0].tolist(), abs=1e-5)
     assert all(name in label_table(result) for name in NAMES)
     with pytest.raises(ValueError, match="no row ends with one of"):
         read_labelled(path, ["yes", "no"])

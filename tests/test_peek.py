@@ -194,6 +194,22 @@ def test_every_subcommand_prints_for_readers_and_for_programs(argv, sign, folder
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
+def test_flags_reach_what_is_shown(folder, capsys):
+    """The mean of all heads is the mean of each; another step reads other rows, another context asks other numbers."""
+
+    def shown(*argv):
+        peek.main([*argv, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    at = ["--checkpoint", str(folder)]
+    heads = [torch.tensor(shown("attention", TEXT, *at, "--head", str(head))["weights"]) for head in range(4)]
+    mean = torch.tensor(shown("attention", TEXT, *at)["weights"])
+    assert not torch.allclose(heads[0], heads[1]) and torch.allclose(sum(heads) / 4, mean, atol=1e-5)
+    batch = ["batch", "--data", str(folder), "--context", "8", "--effective-batch-size", "2"]
+    assert shown(*batch) != shown(*batch, "--step", "1") and shown(*batch) != shown(*batch, "--seed", "1")
+    assert shown("params", *at, "--context", "8") != shown("params", *at, "--context", "16")
+
+
 @pytest.mark.parametrize(("argv", "sentence"), [
     (["next"], "no text given; write it after the subcommand"),
     (["attention", "cat", "--layer", "3"], "layer 3 does not exist: this model has layers 0 to 2"),
