@@ -327,6 +327,11 @@ hours-two-days h*w+k*w-c | seats-empty n*k-a-b | budget-tenths 1-a/10-b/10 | pou
 weights-box (a*k+b)/10 | bill-three (a+b+c)/100 | tip-bill n*(100+p)/100 | more-than-three a+b+c
 fraction-of a/n | fraction-of-both a/(a+b) | percent-of-all a*100/n | percent-right 100-b*100/n
 up-sixty n/60 | up-hundred n/100 | up-ten n/10 | up-thousand n/1000 | up-days n/24 | up-years n/12 | up-weeks n/7
+fraction-of-two (a+b)/n | fraction-of-others (n-a-b)/n | fraction-of-unlike 1/a+1/b | fraction-of-gap 1/a-1/b
+fraction-of-fraction a*c/(b*d) | tenths-price p*k/100 | tenths-area l*w/100 | percent-up-back m*100/(100+p)
+percent-down-back m*100/(100-p) | percent-two-left m*100/(100-p-q) | parts-two-left m/(1-1/a-1/b)
+salt-percent 100*a/(a+b) | proportion b*c/d | tickets-two (t-n*q)/(p-q) | two-lists (m-n)/(a-b) | below-zero a+b
+units-10 k*10+a
 over-sixty n-60*q | over-hundred n-100*q | overnight 12-a+b | months-long 31-a+b | months-short 30-a+b
 age-becomes (m-a)/(k-1)-a | age-was a-(m-a)/(k-1) | angle-third 180-a-b | angle-right 90-a | angle-top 180-2*a
 angle-base (180-a)/2 | round-down n-(n+k/2)%k+k/2 | round-up n-(n+k/2)%k+k/2 | digit-hundreds 0*n+100*b

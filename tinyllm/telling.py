@@ -32,7 +32,7 @@ UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On 
 # Beside these there is no room for a time of day: what is so at any hour, and what says its own time.
 UNTIMED = {"en": re.compile(r"\b(is|are|has|have|holds|can|number|square|angle|May|June|July|days?|night|noon|hours?|"
                             r"round|lunch)\b"),
-           "zh": re.compile(r"[周天第日月年夜午点时角数]|^[^了]*$")}
+           "zh": re.compile(r"[周天第日月年夜午点时角数长宽重]|^[^了]*$")}
 # What always holds (`The edge of a cube is`, `Every box holds`), prices, weights, and what says its own time, have no
 # place or hour before them.
 TIMELESS = re.compile(
