@@ -348,7 +348,7 @@ def test_two_documents_are_enough_and_one_is_not(tmp_path, words):
     ({"out": __file__}, "is a file; give a folder"),
     ({"val_share": 0.9}, "--val-share must be at most 0.5, not 0.9"),
     ({"val_share": 0.0}, "--val-share must be at least 1e-06"),
-    ({"vocab_size": 70_000}, "--vocab-size must be at most 65535, not 70000"),
+    ({"vocab_size": 70_000}, "--vocab-size must be at most 65,535, not 70000"),
     ({"near_duplicates": 0.2}, "--near-duplicates must be 0 or at least 0.5, not 0.2"),
     ({"documents": "page"}, "--documents must be one of block, file, not 'page'"),
 ])
