@@ -172,7 +172,7 @@ def test_a_model_that_only_continues_texts_is_asked_without_a_template(folder, t
 
 
 def test_the_columns_with_calculator_are_greedy_and_the_last_vote():
-    """Exchanged, a table would credit the vote with what the calculator did."""
+    """Each under its own name: with the calculator the first is right here, and the vote of all three wrong."""
     plain, exact = facts([asked("7", "8", "8", "8", "8")]), facts([asked("7", "7", "8", "8", "8")])
     one = {"files": {"q": {"all": plain}}, "calculator": {"q": {"all": exact}}}
     head, _, row = evaluate.comparison({"a": one}, "q")

@@ -7,6 +7,7 @@ import torch
 
 from tinyllm import chat, checkpoint
 from tinyllm import tokenizer as tokenizers
+from tinyllm.generate import document_prompt
 from tinyllm.labels import (
     LabelsConfig,
     auc,
@@ -20,6 +21,7 @@ from tinyllm.labels import (
 )
 from tinyllm.model import TinyLLM
 from tinyllm.sft import SFTConfig
+from tinyllm.train import TrainConfig
 
 NAMES, VALUES = ["exact", "substitute", "complement", "irrelevant"], [3.0, 2.0, 1.0, 0.0]
 
@@ -88,6 +90,10 @@ def test_the_command_reads_a_file(model, tokenizer, tmp_path, capsys):
         assert read["label"] == row["assistant"]
         assert read["probabilities"] == pytest.approx(probabilities(model, [prompt], first)[0].tolist(), abs=1e-5)
     assert all(name in label_table(result) for name in NAMES)
+    plain = checkpoint.save(tmp_path / "plain", model, tokenizer, TrainConfig(), {"step": 1})
+    continued = label(LabelsConfig(checkpoint=str(plain), data=str(path)))["rows"]     # asked without a template
+    prompt = document_prompt(tokenizer, f"{rows[1]['user']}\n")
+    assert continued[0]["probabilities"] == pytest.approx(probabilities(model, [prompt], first)[0].tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="no row ends with one of"):
         read_labelled(path, ["yes", "no"])
 

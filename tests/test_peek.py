@@ -207,7 +207,8 @@ def test_flags_reach_what_is_shown(folder, capsys):
     assert not torch.allclose(heads[0], heads[1]) and torch.allclose(sum(heads) / 4, mean, atol=1e-5)
     batch = ["batch", "--data", str(folder), "--context", "8", "--effective-batch-size", "2"]
     assert shown(*batch) != shown(*batch, "--step", "1") and shown(*batch) != shown(*batch, "--seed", "1")
-    assert shown("params", *at, "--context", "8") != shown("params", *at, "--context", "16")
+    flops = [shown("params", *at, "--context", str(context))["forward_flops"] for context in (8, 16, 24)]
+    assert 0 < flops[1] - flops[0] == flops[2] - flops[1]            # so many more for each key that is looked at
 
 
 @pytest.mark.parametrize(("argv", "sentence"), [

@@ -49,7 +49,7 @@ def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, s
                   folder / "model.safetensors")
         tokenizer.save(folder / "tokenizer.model")
         _write_json(folder / "config.json", {
-            "model": dataclasses.asdict(model.config), "stage": run.name, "chat": getattr(settings, "chat", False),
+            "model": dataclasses.asdict(model.config), "chat": getattr(settings, "chat", False),
             "made_by": type(settings).__name__,                      # PretrainConfig, SFTConfig: which kind of stage
             "settings": dataclasses.asdict(settings),
             "step": state["step"], "seed": settings.seed, "versions": {
