@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tinyllm import checkpoint, quickstart
-from tinyllm.config import PRESETS
+from tinyllm.config import PRESETS, read_json
 from tinyllm.model import TinyLLM
 from tinyllm.quickstart import QuickstartConfig
 from tinyllm.sft import read_files
@@ -23,7 +23,9 @@ def test_the_story_has_all_its_parts(tmp_path, capsys):
     assert list(report["test"]) == list(report["results"]) == ["pretrain", "sft", "cot_sft"]
     assert all(groups["all"]["greedy"]["n"] == 2 for groups in report["test"].values())
     assert [checkpoint.is_chat(tmp_path / "run" / stage) for stage in report["test"]] == [False, True, True]
-    assert checkpoint.shape(tmp_path / "run" / "cot_sft").dim == PRESETS["nano"]["dim"] // 2
+    half = checkpoint.resolve(tmp_path / "run" / "cot_sft")
+    assert checkpoint.shape(half).dim == PRESETS["nano"]["dim"] // 2
+    assert read_json(half / "config.json")["settings"]["muon_lr"] == 0.014
     words = [(tmp_path / "data" / name / "tokenizer.model").read_bytes() for name in ("words", ".")]
     assert words[0] == words[1]                                      # learnt from the questions, used for the texts too
     assert report["chosen"]["head"]["n"] == 1                    # of so few there is one to test
