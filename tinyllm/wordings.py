@@ -144,9 +144,9 @@ def choices(spec: str) -> list[Concept | Scene]:
 
 
 @functools.cache
-def _all_of(spec: str) -> frozenset[Concept | Scene]:
-    """choices(spec) to look things up in."""
-    return frozenset(choices(spec))
+def _all_of(spec: str) -> frozenset[str]:
+    """The words of choices(spec): a stamp is a stamp, whichever class it was drawn from."""
+    return frozenset(thing.english for thing in choices(spec))
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def _draw_role(name: str, spec: str, roles: dict, rng: random.Random, hard: bool
     if name.isupper():
         options = choices(roles[spec].things if spec in roles else spec)
         if spec[0] == "@" and "X" in roles:                      # what goes on with X needs a row about such things
-            options = [row for row in options if not row.things or roles["X"] in _all_of(row.things)]
+            options = [row for row in options if not row.things or roles["X"].english in _all_of(row.things)]
         free = [option for option in rng.sample(options, min(4, len(options))) if option not in roles.values()]
         roles[name] = free[0] if free else rng.choice(options)
     elif spec[0] == "'":
