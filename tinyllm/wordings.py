@@ -18,7 +18,7 @@ from tinyllm.grammar import polished, template
 from tinyllm.lexicon import LANGUAGES, Concept, concepts, data_lines, members, number, plurals, word
 
 FILES = ("problems_stories.txt", "problems_scenes.txt", "problems_school.txt", "problems_upper.txt",
-         "problems_measures.txt", "problems_steps.txt", "problems_forms.txt", "problems_accounts.txt",
+         "problems_measures.txt", "problems_sixth.txt", "problems_steps.txt", "problems_forms.txt", "problems_accounts.txt",
          "problems_groups.txt", "problems_chances.txt", "problems_asks.txt", "problems_instructions.txt")
 MONEY = {"$": "dollar", "£": "pound", "dollar": "dollar", "yuan": "yuan", "euro": "euro", "coin": "coin"}
 OWNED = ("fruit", "vegetable", "flower", "treat", "toy", "stationery", "keepsake", "reading", "clothing", "ware")
