@@ -912,10 +912,27 @@ def test_families_and_language_are_chosen_by_flags_and_mistakes_are_one_sentence
     assert stop.value.code == 2 and "from 1 to 9" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         problems.main(["--families", "1;2"])
+    with pytest.raises(SystemExit) as stop:
+        problems.main(["--kinds", "percent,algebra"])
+    assert stop.value.code == 2 and "'algebra'" in (said := capsys.readouterr().err) and "percent" in said
     with pytest.raises(ValueError, match="split must be"):
         problem(0, split="exam")
     with pytest.raises(ValueError, match="family must be one of"):
         problem(0, family="algebra")
+
+
+def test_a_teacher_asks_for_one_kind_of_word_problems(capsys):
+    """`--kinds percent`: sections with the word in their name; `--kinds upper`: all of problems_upper.txt."""
+    problems.main(["--kinds", "percent", "--language", "zh", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 8 == len({row["user"] for row in rows}) and {row["family"] for row in rows} == {"story"}
+    assert all(re.search("%|百分|率", row["user"]) for row in rows)
+    upper = exercises.named("upper")
+    assert len(upper) > 80 and {schema.file for schema in upper} == {"upper"}
+    assert set(exercises.named("upper,percent")) > set(upper)
+    assert problem(5, kinds="cylinder", language="en") == problem(5, family="story", kinds="cylinder", language="en")
+    assert "3.14" in problem(5, kinds="cylinder", language="en").user
+    assert problem(3, split="harder", kinds="pairs,upper").family == "story"
 
 
 def test_whatever_is_counted_has_a_row_in_every_table_its_section_goes_with():

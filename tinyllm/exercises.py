@@ -4,6 +4,8 @@ In: a random generator, a language and a split ("harder" means longer and larger
 through wordings.py, sums from sums.py. Used by problems.py; explained by tests/test_problems.py.
 """
 
+import collections
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -20,11 +22,30 @@ from tinyllm.wordings import Schema, ask, choices, pick, schemas
 
 # ---- 3, 4, 5, 6: problems that are all data ------------------------------------------------------------------------
 
-def story(rng: random.Random, language: str, split: str) -> Exercise:
+def story(rng: random.Random, language: str, split: str, kinds: str = "") -> Exercise:
     """3: word problems, as people type them: scenes, stories, accounts, equal groups, chains of changes, people in a
-    row."""
-    question, steps, answer = _word_problem(rng, language, split)
+    row; or only those of `kinds`."""
+    if kinds:
+        hard = split == "harder"
+        question, steps, answer = tell(rng.choice(_longer(named(kinds), hard) or named(kinds)), rng, language, hard)
+    else:
+        question, steps, answer = _word_problem(rng, language, split)
     return as_typed(question, language, rng), steps, answer
+
+
+@functools.cache
+def named(kinds: str) -> list[Schema]:
+    """The scenes and stories of `percent,upper`: those with `percent` in their name, and all of problems_upper.txt.
+    ValueError for a word that fits none."""
+    told = schemas()["scene/"] + schemas()["story/"]
+    fits = lambda schema, kind: kind == schema.file or kind in schema.name.split("/")[1]
+    for kind in kinds.split(","):
+        if not kind or not any(fits(schema, kind) for schema in told):
+            words = collections.Counter(schema.name.split("/")[1].split("-")[0] for schema in told)
+            raise ValueError(f"no kind of word problem is called {kind!r}; there are, among others, "
+                             f"{', '.join(word for word, n in words.most_common(12))}, and as a whole "
+                             f"{', '.join(dict.fromkeys(schema.file for schema in told))}")
+    return [schema for schema in told if any(fits(schema, kind) for kind in kinds.split(","))]
 
 
 def _word_problem(rng: random.Random, language: str, split: str) -> Exercise:

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tinyllm.config import Settings, command, opt, read_settings, write_atomically
-from tinyllm.exercises import FAMILIES
+from tinyllm.exercises import FAMILIES, named, story
 from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, concepts, name, word
 from tinyllm.overlap import report, table
@@ -128,17 +128,19 @@ def split_of(question: str) -> str:
 
 
 def problem(index: int, seed: int = 0, split: str = "train", family: str | None = None,
-            language: str | None = None) -> Problem:
-    """Problem `index` of `split`: the families take turns, even rounds are English; drawn until `split` owns it."""
+            language: str | None = None, kinds: str = "") -> Problem:
+    """Problem `index` of `split`: the families take turns, even rounds are English; drawn until `split` owns it. With
+    `kinds` a word problem of these (exercises.named)."""
     if split not in ("train", *SPLITS):
         raise ValueError(f"split must be train, {', '.join(SPLITS)}, not {split!r}")
-    family = family or list(FAMILIES)[index % len(FAMILIES)]
+    family = "story" if kinds else family or list(FAMILIES)[index % len(FAMILIES)]
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
+    write_one = functools.partial(story, kinds=kinds) if kinds else FAMILIES[family]
     language = language or LANGUAGES[index // len(FAMILIES) % 2]
     for attempt in itertools.count():
         rng = random.Random(f"{family} {language} {seed} {split} {index} {attempt}")
-        question, steps, final = FAMILIES[family](rng, language, split)
+        question, steps, final = write_one(rng, language, split)
         if split_of(question) == split and len(steps) <= MAX_LINES[split == "harder"]:
             return Problem(rng.choice(SYSTEMS[language]), question, "\n".join(steps), final, family, language)
 
@@ -165,8 +167,9 @@ class ProblemsConfig(Settings):
     cot_harder.jsonl has longer expressions, more steps and larger numbers. No question stands in two of the files of
     a kind: a hash of the question decides where it belongs. Without --out a few problems are printed to read.
         python -m tinyllm.problems --out data --cot 40000 --sft 20000
+        python -m tinyllm.problems --kinds percent,discount --language zh
     """
-    out: str = opt("", "folder for the files; empty prints one problem of each family")
+    out: str = opt("", "folder for the files; empty prints one problem of each family, or eight of --kinds")
     cot: int = opt(40000, "training problems with steps", low=0)
     direct: int = opt(10000, "training problems with the answer alone", low=0)
     sft: int = opt(20000, "training instructions without steps", low=0)
@@ -176,11 +179,15 @@ class ProblemsConfig(Settings):
     seed: int = opt(0, "another seed gives other problems")
     language: str = opt("both", "keep to one language", choices=(*LANGUAGES, "both"))
     families: str = opt("", "numbers of the families wanted, such as 1,3 (default: all)")
+    kinds: str = opt("", "only word problems of these kinds, such as percent,average, or of these files, such as upper")
     json: bool = opt(False, "print the report as JSON")
 
 
 def wanted(config: ProblemsConfig) -> list[str]:
-    """The families of `config`, in order."""
+    """The families of `config`, in order; with kinds only that of word problems."""
+    if config.kinds:
+        named(config.kinds)
+        return ["story"]
     if not re.fullmatch(rf"([1-{len(FAMILIES)}](,|$))*", config.families):
         raise ValueError(f"--families takes numbers from 1 to {len(FAMILIES)} with commas, not {config.families!r}")
     return [list(FAMILIES)[int(number) - 1] for number in config.families.split(",") if number] or list(FAMILIES)
@@ -196,7 +203,7 @@ def cot_row(index: int, config: ProblemsConfig, split: str) -> dict:
         rng = random.Random(f"family {config.seed} {index}")
         family, = rng.choices(families, [TRAIN_SHARES[family] for family in families])
         language = languages[index % len(languages)]
-    one = problem(index, config.seed, split, family, language)
+    one = problem(index, config.seed, split, family, language, config.kinds)
     return {"system": one.system, "user": one.user, "cot": one.cot, "final": one.final, "family": one.family,
             "language": one.language}
 
@@ -279,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         facts = write(config)
         print(json.dumps(facts, ensure_ascii=False) if config.json else table(facts))
         return
-    for row in rows_of("cot", len(wanted(config)), config, "val"):
+    for row in rows_of("cot", 8 if config.kinds else len(wanted(config)), config, "val"):
         print(json.dumps(row, ensure_ascii=False) if config.json else
               f"[{row['family']}] {row['user']}\n{row['cot']}\n= {row['final']}\n")
 

@@ -18,8 +18,9 @@ from tinyllm.grammar import polished, template
 from tinyllm.lexicon import LANGUAGES, Concept, concepts, data_lines, members, number, plurals, word
 
 FILES = ("problems_stories.txt", "problems_scenes.txt", "problems_school.txt", "problems_upper.txt",
-         "problems_measures.txt", "problems_sixth.txt", "problems_steps.txt", "problems_forms.txt", "problems_accounts.txt",
-         "problems_groups.txt", "problems_chances.txt", "problems_asks.txt", "problems_instructions.txt")
+         "problems_measures.txt", "problems_sixth.txt", "problems_steps.txt", "problems_forms.txt",
+         "problems_accounts.txt", "problems_groups.txt", "problems_chances.txt", "problems_asks.txt",
+         "problems_instructions.txt")
 MONEY = {"$": "dollar", "£": "pound", "dollar": "dollar", "yuan": "yuan", "euro": "euro", "coin": "coin"}
 OWNED = ("fruit", "vegetable", "flower", "treat", "toy", "stationery", "keepsake", "reading", "clothing", "ware")
 FRACTIONS = {3: "third", 4: "quarter", 5: "fifth", 6: "sixth"}
@@ -42,6 +43,7 @@ class Schema:
     asks: dict = field(default_factory=dict)                     # ? the question
     wholes: dict = field(default_factory=dict)                   # * facts and question in one
     answers: dict = field(default_factory=dict)                  # > the answer; without it, the last result
+    file: str = ""                                               # `upper` of problems_upper.txt
 
 
 @dataclass(eq=False)
@@ -76,11 +78,12 @@ def schemas() -> dict[str, list[Schema]]:
     """Every section of the data files by name and, as `kind/`, by what stands before the slash."""
     table: dict[str, list[Schema]] = {}
     phrases: dict[str, dict] = {}
-    for line in (line for name in FILES for line in data_lines(name)):
+    for file, line in ((name, line) for name in FILES for line in data_lines(name)):
         mark, _, rest = line.partition(" ")
         if mark == "==":
             title, *roles = rest.split()
-            schema = Schema(title, [tuple(role.split("=", 1)) for role in roles])
+            schema = Schema(title, [tuple(role.split("=", 1)) for role in roles],
+                            file=file.removeprefix("problems_").removesuffix(".txt"))
             table.setdefault(title, []).append(schema)
             table.setdefault(title.split("/")[0] + "/", []).append(schema)
         elif mark == "=":
