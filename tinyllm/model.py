@@ -252,6 +252,11 @@ class TinyLLM(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
         self.apply(self._initialise)
 
+    @property
+    def n_weights(self) -> int:
+        """How many weights can be learnt: matrices, embedding (which is the head, too) and the gains of the norms."""
+        return sum(weight.numel() for weight in self.parameters())
+
     def _initialise(self, module: nn.Module) -> None:
         """Normal(0, 0.02): the first loss is about ln V, the model knows nothing and is sure of nothing."""
         if isinstance(module, (nn.Linear, nn.Embedding)):

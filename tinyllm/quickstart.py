@@ -33,8 +33,8 @@ from tinyllm.train_head import ScorerConfig, train_scorer
 STORY = "Once upon a time, Little Bear"
 QUESTION = "计算：12*(3+4)-10"
 HALF = {"dim": 128, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 352}               # of the width of nano
-SHARES = {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93}                        # of the minutes of training
-BASE_SHARES = {"pretrain": 0.02, "sft": 0.01, "cot_sft": 0.91, "base": 0.06}
+SHARES = {"nano": {"pretrain": 0.04, "sft": 0.03, "cot_sft": 0.93},              # of the minutes of training
+          "base": {"pretrain": 0.02, "sft": 0.01, "cot_sft": 0.91, "base": 0.06}}
 MORE = 0.5                               # for base so many times the problems again, of the families that take longest
 NAMES = {"pretrain": "pretrained only", "sft": "SFT, answers at once", "cot_sft": "CoT-SFT, steps first",
          "base": "base, grown from it"}
@@ -98,7 +98,7 @@ def quickstart(config: QuickstartConfig) -> dict:
             tokenizer=learn_words(config)))
         print(prepare.table(report))
     shared = {"seed": config.seed, "restart": config.restart, "val_every": 300}
-    shares = BASE_SHARES if config.preset == "base" else SHARES
+    shares = SHARES["base" if config.preset == "base" else "nano"]
     minutes = {stage: config.minutes * share for stage, share in shares.items()}
     with part("pretraining: predict the next token, again and again", seconds):
         half = is_half(config, minutes["cot_sft"])
@@ -150,8 +150,7 @@ def quickstart(config: QuickstartConfig) -> dict:
         with part("choosing among options: a head on the model that ships, which has practised it", seconds):
             chosen = choose(config)
             print(accuracies({"reading questions": chosen}))
-    weights = sum(weight.numel() for weight in model.parameters())
-    return {"seconds": seconds, "results": results, "test": test, "weights": weights, "chosen": chosen}
+    return {"seconds": seconds, "results": results, "test": test, "weights": model.n_weights, "chosen": chosen}
 
 
 def is_half(config: QuickstartConfig, minutes: float) -> bool:
@@ -169,11 +168,10 @@ def is_half(config: QuickstartConfig, minutes: float) -> bool:
     model = TinyLLM(part_of(ModelConfig, PretrainConfig(**PRESETS["nano"])))
     batch, dtype = random_batch(model, 8, model.config.context), pick_dtype("auto")
     seconds = min(forward_backward(model, batch, next_token_loss, dtype) for _ in range(5))
-    weights = sum(weight.numel() for weight in model.parameters())
     tokens = 60 * minutes * batch.tokens.numel() / seconds
-    print(f"nano has {weights / 1e6:.1f} M weights and would read {tokens / 1e6:.1f} M tokens of solutions here: "
-          + ("a model half as wide learns more" if tokens < weights else "enough for it"))
-    return tokens < weights
+    print(f"nano has {model.n_weights / 1e6:.1f} M weights and would read {tokens / 1e6:.1f} M tokens of solutions "
+          "here: " + ("a model half as wide learns more" if tokens < model.n_weights else "enough for it"))
+    return tokens < model.n_weights
 
 
 def choose(config: QuickstartConfig) -> dict:

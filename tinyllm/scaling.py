@@ -62,7 +62,7 @@ def measure_depths(config: ModelConfig, rows: int, length: int, gflops: float, d
     depths = sorted({max(1, int(config.n_layers * factor)) for factor in DEEPER})
     for depth in depths:
         model = TinyLLM(replace(config, n_layers=depth))
-        millions = sum(weight.numel() for weight in model.parameters()) / 1e6
+        millions = model.n_weights / 1e6
         times = alternate({"": job(model, rows, length, dtype)}, repeats, seconds / len(depths))[""]
         found.append(speed_row(f"{rows}x{length}, {depth} layers, {millions:.3g} M weights", model.config, rows, length,
                                times, gflops))
