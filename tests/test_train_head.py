@@ -150,3 +150,9 @@ def test_the_last_place_for_a_head_must_have_rows(base, tmp_path):
     path.write_text(json.dumps(easy_rows(1)[0]) + "\n" + json.dumps(easy_rows(2)[1]) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no question is left for val"):
         train_scorer(settings(base, str(path), tmp_path))
+
+
+def test_a_file_in_the_place_of_the_folder_is_named_before_the_states_are_read(base, tmp_path):
+    (tmp_path / "head").write_text("", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="head"):
+        train_scorer(settings(base, "missing.jsonl", tmp_path))

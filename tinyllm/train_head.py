@@ -123,6 +123,7 @@ def train_scorer(config: ScorerConfig) -> dict:
         str(read_json(out / "scorer.json").get("checkpoint")).startswith("model/")      # weights of an earlier run
     if config.unfreeze and not earlier and (out / "model").exists():
         raise ValueError(f"{out / 'model'} is there already and belongs to no head; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)                           # no place for it: said before any work
     model, tokenizer = checkpoint.load(folder)
     if config.unfreeze > model.config.n_layers:
         raise ValueError(f"--unfreeze {config.unfreeze}: the model has {model.config.n_layers} blocks")
@@ -187,7 +188,6 @@ def fit(scorer: Scorer, loss_fn: LossFn, answers: Sequence[int], n_train: int, v
           f"most {config.epochs} epochs of {epoch:,} steps: about "
           f"{duration((n_micro + config.epochs * len(held_out)) * seconds)} or less", file=sys.stderr)
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     with checkpoint.lock(out), (out / "metrics.jsonl").open("w", encoding="utf-8") as metrics, \
             tqdm(total=loop.max_steps, desc="training", unit=" steps", file=sys.stderr,
                  mininterval=0.2 if sys.stderr.isatty() else 30) as bar:
