@@ -344,7 +344,7 @@ storeys-steps (a-1)*s | turned-back l+2*a | echo v*t/2 | stream n/(n/h-2*c) | me
 met-and-past (a+b)*t-d | speed-gap b/y-a/x | sooner v*t/(t-x)-v | more-hands a*t/(t-x)-a | trucks-again t/(k*m)*j*n
 less-cloth a*n/b | money-for-chairs (p*n+m)/k | dearer-now n*p/(p+d) | each-short (c+d)/(b-a)
 each-short-all (c+d)/(b-a)*b-d | halves-taken 4*(c+b)-2*a | part-of-part m*a*c/(b*d)
-days-uneven (2*a+b+2*k*a+2*c)/4 | average-missing 3*m-a-b | sun-and-rain (t-b*n)/(a-b) | three-in-a-row s/3
+days-uneven (2*a+b+2*k*a+2*c)/4 | sun-and-rain (t-b*n)/(a-b) | three-in-a-row s/3
 three-in-a-row-largest s/3+1 | three-even-smallest s/3-2 | half-used (a-b)/5 | water-bill (a*k+c*(n-k))/10
 taxi-tenths b+c*(n-k)/10 | tax-paid n-(n-b)*p/100 | wider-field s*x/w | field-grown (l+w+x)*x | tiles-floor l*w/(d*d)
 tiles-area s/(d*d) | cube-recast a*a*a/(w*h) | cube-weighs k*a*a*a | log-cut s*l/(2*k-2)
