@@ -37,8 +37,8 @@ UNTIMED = {"en": re.compile(r"\b(is|are|has|have|holds|can|number|square|angle|M
 # place or hour before them.
 TIMELESS = re.compile(
     r"\b(morning|afternoon|evening|yesterday|today|last|this|each|every|per|years? old|long|wide|high|area|edge|side|"
-    r"length|diameter|speed|weighs?|costs?|likes?|used to)\b|"
-    r"岁|厘米|面积|速度|昨|今|每|早|晚|重|元|原来|[上这]周|[去前]年|月|星期", re.I)
+    r"length|diameter|radius|speed|fraction|two numbers|weighs?|costs?|likes?|used to)\b|"
+    r"岁|厘米|面积|半径|速度|分子|两个?数|昨|今|每|早|晚|重|元|原来|[上这]周|[去前]年|上半年|月|星期", re.I)
 # A question with one of these points at what came last.
 POINTING = re.compile(r"\b(its?|they|them|their|these|those|that|this|he|she|his|her|him)\b|[它他她那这]|第二个|前一天",
                       re.I)
