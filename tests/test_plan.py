@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -9,7 +10,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from tinyllm import bench, config, plan, train
-from tinyllm.config import read_settings
+from tinyllm.config import part, read_settings
+from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.plan import CURVES, Curve, PlanConfig, PowerLaw, Speed, fit, measure, predict
 from tinyllm.pretrain import PretrainConfig
 
@@ -132,6 +134,24 @@ def test_a_guess_is_not_sold_as_a_forecast(tiny, monkeypatch, capsys):
     outside = capsys.readouterr().out
     assert "(extrapolated)" in outside and "nano: the loss was measured from 1,000 to 100,000 tokens" in outside
     assert "nano: reads the built-in texts 2.0 times" in outside
+
+
+def test_beyond_the_curves_the_model_fits_that_is_neither_starved_nor_full(tiny, monkeypatch, capsys):
+    """Twenty tokens for each weight (Hoffmann et al. 2022): few tokens are for few weights, many for many."""
+    for name in ("nano", "base"):
+        monkeypatch.setitem(CURVES, name, Curve(((1, 3.0), (2, 2.0), (3, 1.5)), 10 ** 6))
+    monkeypatch.setitem(config.PRESETS, "base", config.PRESETS["base"] | TINY | {"dim": 64, "ffn_dim": 256})
+    monkeypatch.setattr(plan, "measure", lambda run, seconds: Speed(1.0, 1.0, 0.0, None))
+    fits = {}
+    for hours in ("0.1", "30"):
+        plan.main(["--hours", hours, "--compile", "off"])
+        shown = capsys.readouterr().out
+        fits[hours], = re.findall("fits these hours: (nano|base), nearest to 20 tokens", shown)
+        assert f"--preset {fits[hours]} --max" in shown and shown.count("python -m tinyllm.pretrain") == 1
+    assert fits == {"0.1": "nano", "30": "base"}
+    one = predict("nano", run("--max-tokens", "1000000"), Speed(1.0, 1.0, 0.0, None), NOW)
+    weights = sum(weight.numel() for weight in TinyLLM(part(ModelConfig, run())).parameters())
+    assert one["tokens_per_weight"] == one["tokens"] / weights
 
 
 def test_the_smaller_model_wins_short_runs_and_the_larger_one_long_ones(tiny, monkeypatch, capsys):

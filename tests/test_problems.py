@@ -341,7 +341,8 @@ percent-absent 100-100*b/n | percent-read k*m*100/(100-p) | percent-kinds (a+b)*
 price-marked n*k/10-d | price-drop-lot (a-b)*n | misread-factor c/(a-b) | misread-divisor q*b/a | misread-sum s+x-y
 misread-tens s-10*y+10*x | nought-dropped s*10/11 | numerator-plus b*c/a | storeys-time t/(a-1)*(b-1)
 storeys-steps (a-1)*s | turned-back l+2*a | echo v*t/2 | echo-sea v*t/2 | stream n/(n/h-2*c)
-meet-first-alone (n-a*h)/(a+b) | met-and-past (a+b)*t-d | speed-gap b/y-a/x | sooner v*t/(t-x)-v | more-hands a*t/(t-x)-a | trucks-again t/(k*m)*j*n
+meet-first-alone (n-a*h)/(a+b) | met-and-past (a+b)*t-d
+speed-gap b/y-a/x | sooner v*t/(t-x)-v | more-hands a*t/(t-x)-a | trucks-again t/(k*m)*j*n
 less-cloth a*n/b | money-for-chairs (p*n+m)/k | dearer-now n*p/(p+d) | each-short (c+d)/(b-a)
 each-short-all (c+d)/(b-a)*b-d | halves-taken 4*(c+b)-2*a | part-of-part m*a*c/(b*d)
 days-uneven (2*a+b+2*k*a+2*c)/4 | sun-and-rain (t-b*n)/(a-b) | three-in-a-row s/3

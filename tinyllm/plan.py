@@ -25,6 +25,7 @@ from tinyllm.config import Settings, command, opt, part, read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.pretrain import PretrainConfig
 
+BALANCE = 20                             # tokens for each weight where computing is best spent: Hoffmann et al. 2022
 UNITS = {"": 1, "k": 10 ** 3, "m": 10 ** 6, "b": 10 ** 9}
 
 
@@ -155,7 +156,10 @@ def predict(preset: str, config: PretrainConfig, speed: Speed, now: datetime) ->
     tokens, curve = steps * step_tokens, CURVES[preset]
     low, high = curve.points[0][0], curve.points[-1][0]
     law = fit(curve.points)
+    with torch.device("meta"):                                       # counted, not made
+        weights = TinyLLM(part(ModelConfig, config)).n_weights
     return {"preset": preset, "tokens": tokens, "steps": steps, "hours": seconds / 3600,
+            "tokens_per_weight": tokens / weights,
             "ends": (now + timedelta(seconds=seconds)).isoformat(timespec="minutes"),
             "tokens_per_second": step_tokens / each, "first_step_seconds": speed.first, "memory_mb": speed.memory_mb,
             "bits_per_byte": law.at(tokens), "measured_tokens": [low, high],
@@ -173,7 +177,8 @@ def training_flags(config: PlanConfig, preset: str) -> list[str]:
 
 
 def plan(config: PlanConfig) -> dict:
-    """What the command prints: {"machine", "settings", "plans", "lowest_loss"}; None where a loss is a guess."""
+    """What the command prints: {"machine", "settings", "plans", "lowest_loss", "fits"}; no lowest loss where one is a
+    guess. Then the preset that fits the hours is the one that comes nearest to BALANCE tokens for each weight."""
     presets = list(CURVES) if config.preset == "both" else [config.preset]   # the smaller first: memory is a maximum
     plans = []
     for preset in presets:
@@ -183,8 +188,9 @@ def plan(config: PlanConfig) -> dict:
             "command": " ".join(["python -m tinyllm.pretrain", *training_flags(config, preset)])})
     guessed = any(one["extrapolated"] for one in plans)
     best = None if guessed else min(plans, key=lambda one: one["bits_per_byte"])["preset"]
+    balanced = min(plans, key=lambda one: abs(math.log(one["tokens_per_weight"] / BALANCE)))["preset"]
     return {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads()}, "settings": asdict(config),
-            "plans": plans, "lowest_loss": best}
+            "plans": plans, "lowest_loss": best, "fits": best or (None if config.tokens else balanced)}
 
 
 def table(result: dict) -> str:
@@ -197,6 +203,7 @@ def table(result: dict) -> str:
             "tokens": [f"{one['tokens']:,}" for one in plans],
             "hours": [f"{one['hours']:,.2f}" for one in plans],
             "ends, if begun now": [one["ends"].replace("T", " ") for one in plans],
+            "tokens for each weight": [f"{one['tokens_per_weight']:,.2f}" for one in plans],
             "passes over the built-in texts": [f"{one['passes']:,.2f}" for one in plans],
             "bits per byte to expect": [f"{one['bits_per_byte']:.2f}" + " (extrapolated)" * one["extrapolated"]
                                         for one in plans]}
@@ -209,7 +216,10 @@ def table(result: dict) -> str:
     if len(plans) > 1:
         lines.append(f"lower loss {'with equal tokens' if result['settings']['tokens'] else 'in this time'}: "
                      f"{result['lowest_loss'] or 'a guess is nothing to choose by'}")
-    return "\n".join([*lines, *(one["command"] for one in plans if result["lowest_loss"] in (one["preset"], None))])
+        if result["fits"] and not result["lowest_loss"]:
+            lines.append(f"fits these hours: {result['fits']}, nearest to {BALANCE} tokens for each weight, which make "
+                         "the most of so much computing (Hoffmann et al. 2022), on texts that are not read again")
+    return "\n".join([*lines, *(one["command"] for one in plans if result["fits"] in (one["preset"], None))])
 
 
 @command
