@@ -110,7 +110,7 @@ def losses(config: ModelConfig, dtype: torch.dtype, compiled: bool) -> dict[str,
             if name != "HF all" or dtype != torch.float32:
                 peer = make(config).to(weights)
                 ways[f"{name}{' compiled' * made} {name_of}"] = (
-                    _loss_of(torch.compile(peer) if made else peer, make is llama), autocast)
+                    _loss_of(torch.compile(peer, dynamic=False) if made else peer, make is llama), autocast)
     return ways
 
 

@@ -129,7 +129,13 @@ def test_the_command_prints_the_documented_json(no_compiler, capsys):
     result = json.loads(out)
     assert set(result) == {"machine", "settings", "rows", "notes"}
     assert result["settings"]["shapes"] == ["128x16"]
-    assert result["notes"] == ["no compiled rows: there is no C++ compiler"] and "measuring decoding" in err
+    assert result["notes"][-1] == "no compiled rows: there is no C++ compiler" and "measuring decoding" in err
+    peers = any("best peer" in row["ratios"] for row in result["rows"])
+    assert ("no rows of others' code: transformers is not installed" in result["notes"]) != peers
+    ratios = {row["name"]: row["ratios"] for row in result["rows"]}
+    five, one = (next(row["value"] for row in result["rows"] if row["name"] == f"decode, {n}, int8")
+                 for n in ("5 continuations", "1 continuation"))
+    assert ratios["decode, 5 continuations, int8"]["1 of this kind"] == pytest.approx(five / one)
     for row in result["rows"]:
         assert set(row) == ROW_KEYS and row["unit"] and row["ratios"] and row["runs"] >= 1
         assert all(0 < number < math.inf for number in (row["value"], row["low"], row["high"], *row["ratios"].values()))
@@ -170,6 +176,7 @@ def test_others_are_measured_beside_ours_where_hugging_face_is_installed(model, 
     module.LlamaConfig, module.LlamaForCausalLM = (lambda **shape: shape), Llama
     monkeypatch.setitem(sys.modules, "transformers", module)
     ways = bench.loss_functions(model, None, torch.bfloat16)
+    ways |= bench.load_yardstick(bench.PEERS).losses(model.config, torch.bfloat16, False)
     assert list(ways) == ["eager bfloat16", "HF bfloat16", "HF all bfloat16", "nanoGPT style bfloat16",
                           "MiniMind style bfloat16"]
     rows = bench.measure_gradients(model, 2, 8, 100.0, ways, 2, 1.0)

@@ -114,8 +114,7 @@ def _name(dtype: torch.dtype) -> str:
 # --- training ---
 
 def loss_functions(model: TinyLLM, textbook: ModuleType | None, dtype: torch.dtype) -> Ways:
-    """The ways to one loss: eager, compiled where there is a C++ compiler, from the logits of `textbook`, and those of
-    others, where transformers is installed."""
+    """The ways to one loss: eager, compiled where there is a C++ compiler, from the logits of `textbook`."""
     eager = torch.compiler.set_stance("force_eager")(train.next_token_loss)      # even where the blocks are compiled
     ways: Ways = {f"eager {_name(dtype)}": (eager, dtype)}
     compiled = train.compiled(model, train.next_token_loss)
@@ -125,8 +124,7 @@ def loss_functions(model: TinyLLM, textbook: ModuleType | None, dtype: torch.dty
         ways["textbook"] = (lambda model, batch: (F.cross_entropy(
             textbook.logits(model, batch.tokens).flatten(0, 1), batch.targets.flatten(), reduction="sum"),
             torch.tensor(batch.targets.numel())), torch.float32)
-    peers = load_yardstick(PEERS)
-    return ways | (peers.losses(model.config, dtype, compiled is not train.next_token_loss) if peers else {})
+    return ways
 
 
 def measure_steps(model: TinyLLM, rows: int, length: int, gflops: float, config: train.TrainConfig,
@@ -219,9 +217,11 @@ def measure_decoding(model: TinyLLM, prompt_tokens: int, new_tokens: int, textbo
     others = {name: statistics.median(speeds[key]) for name, key in (
         ("1 in fp32", "1 continuation, fp32"), ("textbook", "textbook"), ("HF fp32", "HF fp32")) if key in speeds}
     n_weights = sum(weight.numel() for weight in model.parameters() if weight.ndim == 2)
+    alone = lambda name: {"1 of this kind": statistics.median(speeds[f"1 continuation, {name.split(', ')[1]}"])} \
+        if runs[name][0] > 1 else {}
     return [make_row(f"decode, {name}", speed, "tokens/s", {
-        "weights read once a step": runs[name][0] * gb_per_second * 1e9 / (n_weights * runs[name][1]), **others})
-        for name, speed in speeds.items()]
+        "weights read once a step": runs[name][0] * gb_per_second * 1e9 / (n_weights * runs[name][1]), **others,
+        **alone(name)}) for name, speed in speeds.items()]
 
 
 # --- all of it ---
@@ -242,7 +242,7 @@ def bench(config: BenchConfig) -> dict:
              for name, rates in matmul.items()] + [make_row("memory read", read, "GB/s", {"best run": gb_per_second})]
     ways = loss_functions(model, textbook, dtype)
     compiled = any(way.startswith("compiled") for way in ways)
-    for rows, length in shapes:                                      # before the textbook, which needs more memory
+    for rows, length in shapes:                                      # before textbook and peers, which need more memory
         tell(f"training steps of {rows}x{length}" + " (compiling first)" * compiled)
         settings = train.TrainConfig(batch_size=rows, max_steps=1 + repeats, dtype=_name(dtype),
                                      compile="on" if compiled else "off")
@@ -250,6 +250,7 @@ def bench(config: BenchConfig) -> dict:
         found += measured
     weights_mb = sum(weight.nbytes for weight in model.parameters()) / 1e6
     found += [make_row("peak memory of training", [peak], "MB", {"weights": weights_mb}) for peak in peak_mb()]
+    ways |= peers.losses(model.config, dtype, compiled) if (peers := load_yardstick(PEERS)) else {}
     for rows, length in shapes:
         tell(f"forward + backward of {rows}x{length}")
         found += measure_gradients(model, rows, length, gflops, ways, repeats, seconds)
@@ -259,11 +260,13 @@ def bench(config: BenchConfig) -> dict:
     found += measure_optimizers(model, dtype, step_seconds, repeats, seconds)
     tell("decoding")
     found += measure_decoding(model, config.prompt_tokens, config.new_tokens, textbook, gb_per_second, repeats, seconds)
+    no_peers = not any("best peer" in row["ratios"] for row in found)
     return {"machine": {"torch": torch.__version__, "threads": torch.get_num_threads(),
                         "cpu": torch.backends.cpu.get_cpu_capability()},
             "settings": dataclasses.asdict(config), "rows": found,
             "notes": [sentence for sentence, missing in [
                 (f"no textbook rows: {TEXTBOOK} is not there (an installed package has no tests)", textbook is None),
+                ("no rows of others' code: transformers is not installed", no_peers),
                 ("no compiled rows: there is no C++ compiler", not compiled)] if missing]}
 
 
