@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from tinyllm import chat, checkpoint, cot_sft, evaluate, sft
+from tinyllm import chat, checkpoint, cot_sft, evaluate, pretrain, sft
 from tinyllm.cot_sft import CoTConfig, mix
 from tinyllm.data import IGNORE, Batch, Example, PackedExamples, pack, rows_at
 from tinyllm.model import ModelConfig, TinyLLM, visible
@@ -233,7 +233,9 @@ def test_thinking_first_is_another_stage_with_other_rows(tmp_path, pretrained, c
     plain = write(tmp_path / "plain.jsonl", [{"user": "hi", "assistant": "ho"}])
     command = [*flags(tmp_path, pretrained, data), "--plain", plain, "--val", data, "--json"]
     cot_sft.main(command)
-    assert json.loads(capsys.readouterr().out)["examples"] == 33
+    result = json.loads(capsys.readouterr().out)
+    assert result["examples"] == 33 and set(result["val_loss_by"]) == {"sum", "odd"}
+    assert f"val loss sum        {result['val_loss_by']['sum']:.3f}\n" in pretrain.table(result)
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     validated = [row for row in metrics if "val_loss" in row]
     assert set(validated[-1]["val_loss_by"]) == {"sum", "odd"}

@@ -67,7 +67,7 @@ def to_question(row: dict) -> Question:
 
     ValueError names what is missing.
     """
-    if "final" in row and "cot" not in row:                          # a rationale is not needed to ask
+    if "final" in row and row.get("cot") in (None, ""):              # a rationale is not needed to ask
         row = row | {"cot": "-"}
     messages = chat.messages_of(row)
     written = messages[-1]["content"]

@@ -1,4 +1,5 @@
-"""How much of a test is known from training: shared runs of 13 words, and how many wordings a family really has.
+"""How much of a test is known from training: shared runs of 13 words; and how many questions of a family are left when
+names and numbers are masked.
 
 In: the rows of generated files. Out: a report to judge them by. Explained by tests/test_problems.py.
 """
@@ -27,7 +28,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def shape(question: str) -> str:
-    """The wording of a question with names, numbers and expressions masked."""
+    """A question with names, numbers and expressions masked; things stay, so this is more than its wording."""
     text = _names().sub("@", without_separators(question))
     return re.sub(r"[-+*/=×÷() ]*[\dx][-+*/=×÷().:\d ]*", "#", re.sub(f"[{DIGITS}十百两]+", "#", text))
 
@@ -39,7 +40,7 @@ def _names() -> re.Pattern:
 
 
 def report(files: dict[str, list[dict]]) -> dict:
-    """Rows, lengths and distinct wordings of each file, and how much of a test file is known from train."""
+    """Rows, lengths and distinct shapes of each file, and how much of a test file is known from train."""
     facts = {}
     for file, rows in files.items():
         sizes = [sum(len(row.get(key, "")) for key in ("user", "cot", "final", "assistant")) for row in rows]
@@ -49,7 +50,7 @@ def report(files: dict[str, list[dict]]) -> dict:
                        "by_family": {f"{family} {language}": {
                            "rows": len(chosen := [row["user"] for row in rows
                                                   if (row["family"], row["language"]) == (family, language)]),
-                           "wordings": len(set(map(shape, chosen)))} for family, language in kinds}}
+                           "shapes": len(set(map(shape, chosen)))} for family, language in kinds}}
         kind, _, split = file.partition("_")
         if split != "train" and f"{kind}_train" in files and rows:
             known = overlap((row["user"] for row in files[f"{kind}_train"]), [row["user"] for row in rows])
@@ -68,7 +69,7 @@ def table(facts: dict) -> str:
         lines.append(f"{file}: {values['rows']} rows, {values['mean_characters']} characters on average, "
                      f"{values['max_characters']} at most" +
                      (f"; {known:.1%} of questions share 13 tokens in a row with train" if known is not None else ""))
-        lines += [f"  {kind:16}{counts['rows']:>7} rows {counts['wordings']:>6} wordings" +
+        lines += [f"  {kind:16}{counts['rows']:>7} rows {counts['shapes']:>6} shapes" +
                   (f"  overlap {counts['overlap']:.1%}" if "overlap" in counts else "")
                   for kind, counts in values["by_family"].items()]
     return "\n".join(lines)

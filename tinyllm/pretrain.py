@@ -109,11 +109,15 @@ def summary(config: TrainConfig, state: TrainState, corpus_tokens: int) -> dict:
     last = validated[-1] if validated else {}
     return {"out": config.out, "steps": state.step, "tokens": state.tokens, "epochs": state.tokens / corpus_tokens,
             "minutes": state.seconds / 60, "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
-            "train_loss": state.loss, "val_loss": last.get("val_loss"), "bits_per_byte": last.get("bits_per_byte")}
+            "train_loss": state.loss, "val_loss": last.get("val_loss"), "val_loss_by": last.get("val_loss_by"),
+            "bits_per_byte": last.get("bits_per_byte")}
 
 
 def table(rows: dict) -> str:
-    """Names and numbers, one to a line."""
+    """Names and numbers, one to a line; of numbers by family each its own."""
+    rows = dict(pair for name, value in rows.items() for pair in (
+        [(f"{name.removesuffix('_by')} {kind}", one) for kind, one in value.items()] if isinstance(value, dict)
+        else [(name, value)]))
     shown = {name: f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
              for name, value in rows.items() if value is not None}
     return "\n".join(f"{name.replace('_', ' '):20}{value}" for name, value in shown.items())

@@ -5,6 +5,7 @@ tests/test_evaluate.py.
 """
 
 import math
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +137,7 @@ def draw_votes(files: dict, path: Path) -> str | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
+        print("no plot of accuracy against votes: `pip install -e '.[plot]'` draws one", file=sys.stderr)
         return None
     if not curves:
         return None

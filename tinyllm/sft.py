@@ -127,13 +127,14 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
     val = {family: packed([one for one in held_out if one[0] == family], config.batch_size).batches()
            for family in sorted({family for family, _ in held_out})}
     batch_at = packed(examples, config.effective_batch_size or max(1, 2048 // context), config.batch_ramp)
-    print(f"{len(examples):,} examples of {batch_at.n_tokens / len(examples):.0f} tokens on average fill "
-          f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}", file=sys.stderr)
-    for training, validation, fate in ((cut, val_cut, "their beginning is cut off"),
-                                       (dropped, val_dropped, "so are their answers, and they are dropped")):
-        if training or validation:
-            print(f"{training:,} training and {validation:,} validation rows are longer than {context} tokens: {fate}",
-                  file=sys.stderr)
+    said = [f"{len(examples):,} examples of {batch_at.n_tokens / len(examples):.0f} tokens on average fill "
+            f"{batch_at.fill:.1%} of {len(batch_at.packed):,} rows of {context}"]
+    said += [f"{training:,} training and {validation:,} validation rows are longer than {context} tokens: {fate}"
+             for training, validation, fate in (
+                 (cut, val_cut, "their beginning is cut off"),
+                 (dropped, val_dropped, "so are their answers, and they are dropped")) if training or validation]
+    if parallel.rank() == 0:
+        print("\n".join(said), file=sys.stderr)
     state = run_stage(model, tokenizer, beside(batch_at, config.drills), config, config.out, val=val,
                       loss_fn=with_drills(tokenizer, context, config.seed))
     result = summary(config, state, len(batch_at.packed) * context)
