@@ -24,20 +24,23 @@ def data(tmp_path_factory):
     return folder
 
 
-def pretrain(processes, data, out):
-    """Runs the command in as many processes; returns the losses of its steps."""
+def run(processes, stage, out, *flags):
+    """Runs the command of a stage in as many processes; returns the losses of its steps, and what it said."""
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = several if processes > 1 else []
-    subprocess.run([sys.executable, *command, "-m", "tinyllm.pretrain", "--data", str(data), "--out", str(out), *SMALL],
-                   check=True, capture_output=True, timeout=120)
+    command = [sys.executable, *(several if processes > 1 else []), "-m", f"tinyllm.{stage}", "--out", str(out), *flags]
+    done = subprocess.run(command, check=True, capture_output=True, timeout=120, text=True)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row["loss"] for row in rows if "loss" in row], done.stderr
+
+
+def pretrain(processes, data, out):
+    return run(processes, "pretrain", out, "--data", str(data), *SMALL)[0]
 
 
 def test_two_processes_are_one_trainer_with_the_same_batch(data, tmp_path):
     """Three rows are shared as two and one: sums of gradients and of targets are added up, so each row counts the same,
     where a mean of the means of two processes would count the third twice. And a run begun by two processes is
-    continued by one, for batches depend on the step alone."""
+    continued by one or by two, for batches depend on the step alone."""
     alone = pretrain(1, data, tmp_path / "one")
     together = pretrain(2, data, tmp_path / "two")
     assert len(alone) == len(together) == 6
@@ -45,8 +48,23 @@ def test_two_processes_are_one_trainer_with_the_same_batch(data, tmp_path):
     one, two = (checkpoint.load(tmp_path / name)[0].state_dict() for name in ("one", "two"))
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-3)
-    shutil.rmtree(tmp_path / "two" / "step-00000006")                # as if killed before the last save
-    assert pretrain(1, data, tmp_path / "two") == pytest.approx(alone, abs=2e-4)
+    for processes in (1, 2):
+        shutil.rmtree(tmp_path / "two" / "step-00000006")            # as if killed before the last save
+        assert pretrain(processes, data, tmp_path / "two") == pytest.approx(alone, abs=2e-4)
+
+
+def test_answers_of_unequal_length_count_by_their_tokens_in_two_processes_too(data, tmp_path):
+    """In fine-tuning a row has few or many tokens to learn; only sums tell how much it weighs. One process speaks."""
+    pretrain(1, data, tmp_path / "begun")
+    rows = [{"user": f"Say {n}", "assistant": "la " * (1 + n % 7), "family": "sing"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = ["--init", str(tmp_path / "begun"), "--data", str(tmp_path / "rows.jsonl"), "--effective-batch-size", "3",
+             "--batch-size", "1", "--dtype", "float32", "--compile", "off", "--max-steps", "4", "--dropout", "0",
+             "--json"]
+    alone, said = run(1, "sft", tmp_path / "one", *flags)
+    together, said_by_two = run(2, "sft", tmp_path / "two", *flags)
+    assert len(alone) == 4 and together == pytest.approx(alone, abs=2e-4)
+    assert said.count("examples of") == said_by_two.count("examples of") == 1
 
 
 def test_the_shares_of_all_processes_are_the_batch(monkeypatch):
