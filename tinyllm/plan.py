@@ -173,7 +173,7 @@ def training_flags(config: PlanConfig, preset: str) -> list[str]:
     """The flags of `pretrain` for the run that is planned."""
     end = ["--max-tokens", str(parse_tokens(config.tokens))] if config.tokens else \
         ["--max-minutes", f"{config.hours * 60:g}"]
-    return ["--preset", preset, *end, "--compile", config.compile]
+    return ["--preset", preset, *end, "--compile", config.compile, "--data", f"data/{preset}"]
 
 
 def plan(config: PlanConfig) -> dict:
@@ -185,6 +185,7 @@ def plan(config: PlanConfig) -> dict:
         print(f"measuring steps of {preset} ...", file=sys.stderr)
         run = read_settings(PretrainConfig, "python -m tinyllm.pretrain", training_flags(config, preset))
         plans.append(predict(preset, run, measure(run, config.seconds / len(presets)), datetime.now()) | {
+            "prepare": f"python -m tinyllm.prepare --preset {preset} --out data/{preset}",      # its own vocabulary
             "command": " ".join(["python -m tinyllm.pretrain", *training_flags(config, preset)])})
     guessed = any(one["extrapolated"] for one in plans)
     best = None if guessed else min(plans, key=lambda one: one["bits_per_byte"])["preset"]
@@ -219,7 +220,8 @@ def table(result: dict) -> str:
         if result["fits"] and not result["lowest_loss"]:
             lines.append(f"fits these hours: {result['fits']}, nearest to {BALANCE} tokens for each weight, which make "
                          "the most of so much computing (Hoffmann et al. 2022), on texts that are not read again")
-    return "\n".join([*lines, *(one["command"] for one in plans if result["fits"] in (one["preset"], None))])
+    return "\n".join([*lines, *(f"{one['prepare']}\n{one['command']}" for one in plans
+                                if result["fits"] in (one["preset"], None))])
 
 
 @command
