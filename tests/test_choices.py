@@ -7,7 +7,19 @@ import statistics
 
 import pytest
 
-from tinyllm.choices import LABELS, SPLITS, ChoicesConfig, goods, kinds, main, pair, reading_question, related, relation
+from tinyllm.choices import (
+    LABELS,
+    SPLITS,
+    ChoicesConfig,
+    goods,
+    kinds,
+    main,
+    pair,
+    reading_question,
+    related,
+    relation,
+    rows,
+)
 from tinyllm.lexicon import concepts
 from tinyllm.options import to_question
 from tinyllm.problems import split_of
@@ -131,6 +143,12 @@ def test_none_of_a_kind_is_no_file_of_it(tmp_path):
 def test_without_a_folder_rows_are_printed(capsys):
     main([])
     assert len(capsys.readouterr().out.splitlines()) == 14
+
+
+def test_more_held_out_rows_than_there_are_end_with_those_there_are():
+    one = {"context": "c", "question": "q"}
+    assert len(list(rows(lambda *key: one, 5, ChoicesConfig(), "val"))) == 1
+    assert len(list(rows(lambda *key: one, 5, ChoicesConfig(), "train"))) == 5
 
 
 def test_an_unknown_split_is_an_error():

@@ -1,5 +1,6 @@
 """Settings: what a user types is either understood exactly or refused in one sentence."""
 
+import io
 import json
 import os
 import re
@@ -127,7 +128,8 @@ def test_a_wrong_config_file_is_named_with_what_is_wrong(text, sentence, tmp_pat
     assert exit.value.code == 2 and sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+                                   RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
 def test_too_little_memory_is_one_sentence_and_another_fault_keeps_its_traceback(error, capsys):
     """Python and torch say it in different ways; a fault of the program must not hide behind either."""
 
@@ -141,6 +143,21 @@ def test_too_little_memory_is_one_sentence_and_another_fault_keeps_its_traceback
     error = RuntimeError("shapes do not fit")
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         fail([])
+
+
+def test_what_comes_in_is_utf8_under_any_locale(monkeypatch):
+    """A pipe with Chinese would else be other characters, without a word; what is not UTF-8 is said."""
+    read = []
+    main = command(lambda argv=None: read.append(sys.stdin.read()))
+    for content in ("小猫".encode(), b"\xff"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="latin-1"))
+        if content == b"\xff":
+            with pytest.raises(SystemExit) as exit:
+                main([])
+            assert exit.value.code == 2
+        else:
+            main([])
+    assert read == ["小猫"]
 
 
 def test_a_closed_pipe_is_no_error():

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from tinyllm import parts as parts_module
+from tinyllm import prepare as prepare_module
+from tinyllm.config import hold
 from tinyllm.prepare import PrepareConfig, main, make_plan, prepare, sample, sources, table
 from tinyllm.tokenizer import Tokenizer, train
 
@@ -93,7 +95,8 @@ def test_the_tokens_are_the_documents_minus_the_copies(config):
     for split, texts in (("train", train_texts), ("val", val_texts)):
         assert meta[split]["bytes"] == sum(len(text.encode()) for text in texts)
         assert meta[split]["documents"] == len(texts)
-    assert sorted(os.listdir(config.out)) == ["meta.json", "tokenizer.model", "train-00000.bin", "val-00000.bin"]
+    assert sorted(os.listdir(config.out)) == [".lock", "meta.json", "tokenizer.model", "train-00000.bin",
+                                              "val-00000.bin"]
 
 
 def test_validation_text_resembles_nothing_in_training(config):
@@ -184,6 +187,32 @@ def test_the_same_command_again_has_nothing_to_do_and_another_starts_over(config
     assert {path.name: path.stat().st_mtime_ns for path in Path(config.out).iterdir()} != before
     (corpus / "e.txt").write_text(story(5000), encoding="utf-8")
     assert prepare(config)["kept"]["documents"] == 301
+    tokens = next(Path(config.out).glob("train-*.bin"))
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-2])                                   # a file cut off is made again
+    prepare(config)
+    assert tokens.read_bytes() == whole
+
+
+def test_one_prepare_at_a_time_writes_in_a_folder(config):
+    """Two first commands would take each other's parts away."""
+    with hold(config.out, "prepare"), pytest.raises(ValueError, match="another prepare is writing here"):
+        prepare(config)
+
+
+def test_a_damaged_part_is_named(config):
+    """Cut off by a full disk; what was read of others is not lost."""
+    folder = Path(config.out) / "parts"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_module, "merge", lambda *all: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    part = min(folder.glob("part-*.npz"))
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{part.name}: damaged; remove it"):
+        prepare(config)
+    part.unlink()
+    assert prepare(config)["kept"]["documents"] == 300
 
 
 def test_the_built_in_texts_are_written_anew_when_what_makes_them_changes(monkeypatch):

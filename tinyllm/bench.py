@@ -54,7 +54,7 @@ class BenchConfig(ModelConfig):
                      choices=("auto", "float32", "bfloat16"))
     prompt_tokens: int = opt(64, "length of the prompt before decoding", low=1)
     new_tokens: int = opt(128, "tokens to decode after the first", low=1)
-    seed: int = opt(0, "of weights and tokens")
+    seed: int = opt(0, "of weights and tokens", low=0)
     json: bool = opt(False, "print one JSON object instead of a table")
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tinyllm
-from tinyllm.config import Settings, command, from_dict, opt, read_json, read_settings, write_atomically
+from tinyllm.config import Settings, command, from_dict, hold, opt, read_json, read_settings, write_atomically
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
@@ -63,9 +63,9 @@ def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, s
         _sync(run)
     except (OSError, safetensors.SafetensorError) as error:          # a full disk: give back what this attempt took
         shutil.rmtree(folder, ignore_errors=True)
-        raise ValueError(f"{final} could not be written ({error}); make room, then the same command goes on from the "
-                         "checkpoint before") from None
-    _forget_others(run)
+        raise ValueError(f"{final} could not be written ({error}); make room, then the same command (without "
+                         "--restart) goes on from the checkpoint before") from None
+    forget(run, [folder for folder in steps(run)[:-2] if folder != best(run)])
     return final
 
 
@@ -83,11 +83,10 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _forget_others(run: Path) -> None:
-    for folder in steps(run)[:-2]:
-        if folder != best(run):
-            doomed = run / f".removing-{folder.name}"                # half-removed must not look whole
-            folder.rename(doomed)
+def forget(run: Path, states: list[Path]) -> None:
+    """Removes states of a run, and what attempts to write or to remove one have left."""
+    for folder in states:
+        folder.rename(run / f".removing-{folder.name}")              # half-removed must not look whole
     for leftover in [*run.glob(".removing-*"), *run.glob(".writing-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -98,12 +97,18 @@ def steps(run: str | Path) -> list[Path]:
 
 
 def best(run: str | Path) -> Path | None:
-    """The state with the lowest validation loss, the newer of two equals; None if nothing was saved yet."""
-    chosen, lowest = None, math.inf
+    """The state with the lowest validation loss, the newer of two equals; None if nothing was saved yet.
+
+    Losses compare on the same held-out rows alone: once these are others, only the states since then count.
+    """
+    states = {}
     for folder in steps(run):
-        try:
-            loss = read_json(folder / "state.json").get("val_loss")
-        except (ValueError, OSError):                                # damaged: another one may be whole
+        with contextlib.suppress(ValueError, OSError):               # damaged: another one may be whole
+            states[folder] = read_json(folder / "state.json")
+    chosen, lowest = None, math.inf
+    for folder, state in states.items():
+        loss = state.get("val_loss")
+        if state.get("held_out") != next(reversed(states.values())).get("held_out"):
             continue
         if chosen is None or (loss is not None and loss <= lowest) or (loss is None and lowest == math.inf):
             chosen, lowest = folder, lowest if loss is None else loss
@@ -194,22 +199,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def lock(run: str | Path) -> Iterator[None]:
-    """Holds the run's folder for one trainer; ValueError if another has it, or if a copy to give away lies there. The
-    system frees it even after kill -9."""
-    run = Path(run)
-    refuse_copy(run)
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a+b") as file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):                   # what Unix and what Windows says
-            raise ValueError(f"{run}: another trainer is writing here; wait for it or choose another --out") from None
+    """Holds the run's folder for one trainer; ValueError if another has it, or if a copy to give away lies there."""
+    refuse_copy(Path(run))
+    with hold(run, "trainer"):
         yield
 
 

@@ -226,19 +226,20 @@ class ChoicesConfig(Settings):
     labels: int = opt(8000, "training pairs of query and item (0: none of their files)", low=0)
     val: int = opt(1000, "rows of each validation file", low=0)
     test: int = opt(1000, "rows of each test file", low=0)
-    seed: int = opt(0, "another seed gives other rows")
+    seed: int = opt(0, "another seed gives other rows", low=0)
     language: str = opt("both", "keep to one language", choices=(*LANGUAGES, "both"))
     json: bool = opt(False, "print the report as JSON")
 
 
 def rows(make: Callable[..., dict], n: int, config: ChoicesConfig, split: str) -> Iterator[dict]:
-    """`n` rows of a split; outside train none twice."""
-    language, seen = None if config.language == "both" else config.language, set()
+    """`n` rows of a split; outside train none twice, and fewer when 2,000 in a row have come before."""
+    language, seen, stale = None if config.language == "both" else config.language, set(), 0
     for index in itertools.count():
-        if len(seen) == n:
+        if len(seen) == n or stale > 2000:
             return
         row = make(index, config.seed, split, language)
         key = index if split == "train" else (row.get("context"), row.get("question") or row["user"])
+        stale = stale + 1 if key in seen else 0
         if key not in seen:
             seen.add(key)
             yield row
@@ -256,8 +257,10 @@ def write(config: ChoicesConfig) -> dict:
                 lines.append(json.dumps(row, ensure_ascii=False) + "\n")
                 if len(lines) % 2000 == 0:
                     print(f"{name}_{split}: {len(lines)} of {n} rows", file=sys.stderr)
+            if len(lines) < n:
+                print(f"{name}_{split}: only {len(lines)} of {n} rows, as no others turned up", file=sys.stderr)
             write_atomically(Path(config.out) / f"{name}_{split}.jsonl", "".join(lines).encode())
-            report[f"{name}_{split}"] = n
+            report[f"{name}_{split}"] = len(lines)
     return report
 
 

@@ -5,13 +5,18 @@ wrong type or a value out of range is one sentence on stderr and exit code 2. Ex
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
 import json
 import math
+import multiprocessing
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -220,14 +225,45 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
+def no_memory(error: RuntimeError) -> bool:
+    """Whether this is how torch says that there is too little memory, of the machine or of a GPU."""
+    return "allocate memory" in str(error) or "out of memory" in str(error)
+
+
+@contextlib.contextmanager
+def hold(folder: str | Path, who: str) -> Iterator[None]:
+    """Holds a folder for one writer; ValueError if another has it. The system frees it even after kill -9."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+b") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):                   # what Unix and what Windows says
+            raise ValueError(f"{folder}: another {who} is writing here; wait for it or choose another --out") from None
+        yield
+
+
+def start_worker() -> None:
+    """A worker process leaves Ctrl-C to the main process, and ends when that dies, however it dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def command(main: Any) -> Any:
     """Decorates a command's `main(argv=None)`: a user's mistake leaves one line on stderr and exit code 2."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
-        for stream in (sys.stdout, sys.stderr):                      # Chinese must print under any locale
+        for stream in (sys.stdin, sys.stdout, sys.stderr):           # Chinese is Chinese under any locale
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(encoding="utf-8", errors="replace")
+                stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "replace")
         try:
             status = main(argv) or 0
             sys.stdout.flush()                                       # a closed pipe is met here, not when Python ends
@@ -239,7 +275,7 @@ def command(main: Any) -> Any:
             print(f"{Path(sys.argv[0]).stem}: {_sentence(error)}", file=sys.stderr)
             raise SystemExit(2) from None
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):     # how torch says it
+            if isinstance(error, RuntimeError) and not no_memory(error):
                 raise
             print(f"{Path(sys.argv[0]).stem}: not enough memory; choose a smaller model, batch or input",
                   file=sys.stderr)

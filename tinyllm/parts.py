@@ -5,6 +5,7 @@ survive is decided afterwards, over all parts in order, so the result does not d
 Used by prepare.py; explained by tests/test_prepare.py.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -12,9 +13,8 @@ import itertools
 import json
 import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyllm import clean
-from tinyllm.config import write_atomically
+from tinyllm.config import start_worker, write_atomically
 from tinyllm.corpus import Tally
 from tinyllm.tokenizer import Tokenizer
 
@@ -92,13 +92,6 @@ def in_parts(texts: Iterable[str], part_chars: int) -> Iterator[list[str]]:
         yield batch
 
 
-def start_worker() -> None:
-    """A worker leaves Ctrl-C to the main process, and ends when that dies, however it dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
 @functools.lru_cache(maxsize=1)
 def load_once(model: bytes) -> Tokenizer:
     """The tokenizer made of `model`; a worker keeps it for all of its parts."""
@@ -146,11 +139,21 @@ class Parts:
     removed: Tally
 
 
+@contextlib.contextmanager
+def open_part(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a finished part; ValueError when the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            yield part
+    except (zipfile.BadZipFile, EOFError, KeyError):
+        raise ValueError(f"{path}: damaged; remove it, and the same command makes it again") from None
+
+
 def read_parts(folder: Path) -> Parts:
     """All finished parts in `folder`, without their tokens."""
     paths, dropped, removed, lengths = sorted(folder.glob("part-*.npz")), Tally(), Tally(), []
     for path in paths:
-        with np.load(path, allow_pickle=False) as part:
+        with open_part(path) as part:
             counts = json.loads(part["counts"].tobytes())
             lengths.append(len(part["hashes"]))
         dropped.merge(counts["dropped"])
@@ -160,7 +163,7 @@ def read_parts(folder: Path) -> Parts:
     parts = Parts(paths, ends, np.empty(n, np.uint64), np.empty((n, 3), np.uint32),
                   np.empty((n, clean.N_BANDS * clean.BAND_ROWS), np.uint8), dropped, removed)
     for path, start, end in zip(paths, ends, ends[1:]):
-        with np.load(path, allow_pickle=False) as part:
+        with open_part(path) as part:
             for name in ("hashes", "sizes", "signatures"):
                 getattr(parts, name)[start:end] = part[name]
     return parts
@@ -194,7 +197,7 @@ def write_shards(parts: Parts, chosen: np.ndarray, folder: Path, split: str) -> 
     """Writes the tokens of the `chosen` (n,) documents to `folder`; returns the names of the files."""
     names, written = [], SHARD_TOKENS
     for path, start, end in zip(parts.paths, parts.ends, parts.ends[1:]):
-        with np.load(path, allow_pickle=False) as part:
+        with open_part(path) as part:
             ids = part["ids"][np.repeat(chosen[start:end], parts.sizes[start:end, 0])]
         if not len(ids):
             continue

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyllm import __version__, clean, corpus, schoolbook, tokenizer, vocabulary, world
-from tinyllm.config import PRESETS, Settings, command, opt, read_json, read_settings, write_atomically
+from tinyllm.config import PRESETS, Settings, command, hold, opt, read_json, read_settings, write_atomically
 from tinyllm.corpus import Tally
 from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_shards
 from tinyllm.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class PrepareConfig(Settings):
     part_chars: int = opt(2_000_000, "characters a worker takes at a time", low=100)
     workers: int = opt(0, "processes; 0 means one per core, at most 8", low=0, high=256)
     restart: bool = opt(False, "start over even if there is something to continue")
-    seed: int = opt(0, "draws the world and the tokenizer's sample")
+    seed: int = opt(0, "draws the world and the tokenizer's sample", low=0)
     json: bool = opt(False, "print the report as JSON")
 
     def __post_init__(self) -> None:
@@ -86,6 +86,13 @@ def prepare(config: PrepareConfig) -> dict:
         if has_plan(folder, plan):                                   # stopped between its last two steps
             shutil.rmtree(folder)
         return report
+    with hold(out, "prepare"):
+        return made(config, files, plan, started)
+
+
+def made(config: PrepareConfig, files: list[Path], plan: dict, started: float) -> dict:
+    """The work of prepare(), by the only process that does it."""
+    out, folder = Path(config.out), Path(config.out) / "parts"
     n_finished, notes = continue_or_clear(folder, plan, config.restart), Tally()
     words = working_tokenizer(config, folder, documents(config, files, Tally(), "sampling for the tokenizer"))
     try:
@@ -94,7 +101,7 @@ def prepare(config: PrepareConfig) -> dict:
                           workers=config.workers or min(os.cpu_count() or 1, 8))
         report = merge(folder, out, config, words, plan, {"read": read, "notes": notes})
     except KeyboardInterrupt:
-        say("\ninterrupted; the same command continues from here")
+        say("\ninterrupted; the same command" + " without --restart" * config.restart + " continues from here")
         raise
     shutil.rmtree(folder)
     average = report["kept"]["characters"] / report["kept"]["documents"]
@@ -169,9 +176,9 @@ def finished_report(out: Path, plan: dict) -> dict | None:
     meta = read_json(out / "meta.json")
     if {key: meta.get(key) for key in plan} != plan:
         return None
-    names = [name for split in ("train", "val") for name in meta[split]["files"]]
-    complete = all((out / name).is_file() for name in [*names, "tokenizer.model"])
-    return meta["report"] if complete else None
+    size = lambda split: sum((out / name).stat().st_size for name in meta[split]["files"] if (out / name).is_file())
+    complete = all(size(split) == 2 * meta[split]["tokens"] for split in ("train", "val"))       # two bytes a token
+    return meta["report"] if complete and (out / "tokenizer.model").is_file() else None
 
 
 def has_plan(folder: Path, plan: dict) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tinyllm.config import Settings, command, opt, read_settings, write_atomically
+from tinyllm.config import Settings, command, opt, read_settings, start_worker, write_atomically
 from tinyllm.exercises import FAMILIES, named, story
 from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, concepts, name, word
@@ -176,7 +176,7 @@ class ProblemsConfig(Settings):
     val: int = opt(1000, "rows of each validation file", low=0)
     test: int = opt(1000, "rows of each test file", low=0)
     harder: int = opt(1000, "rows of cot_harder.jsonl", low=0)
-    seed: int = opt(0, "another seed gives other problems")
+    seed: int = opt(0, "another seed gives other problems", low=0)
     language: str = opt("both", "keep to one language", choices=(*LANGUAGES, "both"))
     families: str = opt("", "numbers of the families wanted, such as 1,3 (default: all)")
     kinds: str = opt("", "only word problems of these kinds, such as percent,average, or of these files, such as upper")
@@ -185,6 +185,8 @@ class ProblemsConfig(Settings):
 
 def wanted(config: ProblemsConfig) -> list[str]:
     """The families of `config`, in order; with kinds only that of word problems."""
+    if config.kinds and config.families:
+        raise ValueError(f"--kinds {config.kinds} are of family 3 alone; leave out --families {config.families}")
     if config.kinds:
         named(config.kinds)
         return ["story"]
@@ -229,7 +231,7 @@ def rows_of(kind: str, n: int, config: ProblemsConfig, split: str) -> list[dict]
     chunks = [range(start, min(n, start + 1000)) for start in starts]
     if len(chunks) < 3:
         return [row for chunk in chunks for row in _chunk(kind, config, chunk)]
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8), initializer=start_worker) as pool:
         made = pool.map(functools.partial(_chunk, kind, config), chunks)
         return [row for chunk in tqdm(made, f"{kind}_train", len(chunks), unit="k rows", file=sys.stderr, leave=False,
                                       mininterval=0.2 if sys.stderr.isatty() else 30) for row in chunk]

@@ -163,7 +163,7 @@ class TrainTokenizer(Settings):
     vocab_size: int = opt(PRESETS["base"]["vocab_size"], "number of tokens, control tokens and bytes included",
                           low=300, high=65535)
     skip_bad: bool = opt(False, "skip unreadable files and lines instead of stopping")
-    seed: int = opt(0, "draws the sample of lines that the merges are learnt on")
+    seed: int = opt(0, "draws the sample of lines that the merges are learnt on", low=0)
 
 
 @dataclass

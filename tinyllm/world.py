@@ -149,7 +149,7 @@ class WorldConfig(Settings):
     """
     documents: int = opt(5, "how many documents", low=1)
     out: str = opt("", "file to write; empty prints the documents")
-    seed: int = opt(0, "another seed gives another corpus")
+    seed: int = opt(0, "another seed gives another corpus", low=0)
     split: str = opt("train", "which share of the premises", choices=SPLITS)
     language: str = opt("both", "keep only documents of one language", choices=("en", "zh", "both"))
     json: bool = opt(False, "print statistics as JSON instead of the documents")
