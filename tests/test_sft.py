@@ -254,12 +254,18 @@ def test_the_command_doubles_its_rows_where_it_is_told(tmp_path, pretrained):
 
 
 def test_without_validation_rows_some_are_held_out(tmp_path):
-    """From a user's own file; never the same row on both sides, and one row is too little."""
-    rows = [Row([{"role": "user", "content": str(n)}], "x") for n in range(100)]
+    """From a user's own file; never the same question on both sides, not even when rows are added later, and one is
+    too little. What no validation reads is learnt from."""
+    rows = [Row([{"role": "user", "content": f"What is {n}?"}], "x") for n in range(1000) for _ in range(2)]
     kept, held = sft.split_off(rows, 0.02, seed=0)
-    assert len(held) == 2 and len(kept) == 98 and not [row for row in held if row in kept]
-    with pytest.raises(ValueError, match="1 row is too little"):
-        sft.split_off(rows[:1], 0.02, seed=0)
+    assert 20 < len(held) < 70 and len(kept) + len(held) == 2000 and not [row for row in held if row in kept]
+    more = [*rows, *(Row([{"role": "user", "content": f"And {n}?"}], "x") for n in range(500))]
+    kept_later, held_later = sft.split_off(more, 0.02, seed=0)
+    assert all(row in held_later for row in held) and all(row in kept_later for row in kept)
+    assert sft.split_off(rows[:4], 0.02, seed=0)[1]                  # one question of two
+    with pytest.raises(ValueError, match="1 question is too little"):
+        sft.split_off(rows[:2], 0.02, seed=0)
+    assert sft.held_out_share(SFTConfig(val_rows=600), rows * 100) == 0.003
 
 
 @pytest.mark.parametrize(("line", "sentence"), [

@@ -436,6 +436,31 @@ def test_restart_begins_again(tmp_path, tokenizer):
     _, state = stage(tmp_path, tokenizer, replace(CONFIG, max_steps=2, restart=True))
     assert state.step == 2 and [folder.name for folder in checkpoint.steps(tmp_path)] == ["step-00000002"]
     assert max(json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(ValueError, match="a run needs an end"):      # nothing is removed for a run that cannot be
+        stage(tmp_path, tokenizer, replace(CONFIG, max_steps=0, restart=True))
+    assert len(checkpoint.steps(tmp_path)) == 1
+
+
+def test_who_stops_a_restarted_run_is_told_not_to_restart_it_again(tmp_path, tokenizer, capsys):
+    """The same command would remove what it has just saved. A stop in the last step ends what comes after, too."""
+    for last, said in ((4, "without --restart goes on from here"), (20, "it was the last one")):
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path, tokenizer, replace(CONFIG, restart=True), report=lambda row, last=last: (
+                signal.raise_signal(signal.SIGINT) if row["step"] == last and "loss" in row else None))
+        assert f"stopped and saved at step {last}; " in (err := capsys.readouterr().err) and said in err
+        assert checkpoint.steps(tmp_path)[-1].name == f"step-{last:08}"
+
+
+def test_losses_on_other_held_out_rows_are_not_compared(tmp_path, tokenizer):
+    """A second sitting with harder ones would else be trained and never used."""
+    stage(tmp_path, tokenizer, replace(CONFIG, max_steps=4))
+    record = tmp_path / "step-00000004" / "state.json"
+    state = json.loads(record.read_text())
+    record.write_text(json.dumps(state | {"val_loss": 0.0, "held_out": state["held_out"] + 1}))
+    stage(tmp_path, tokenizer, replace(CONFIG, max_steps=8))
+    assert checkpoint.best(tmp_path).name == "step-00000008"
+    record.write_text(json.dumps(state | {"val_loss": 0.0}))
+    assert checkpoint.best(tmp_path).name == "step-00000004"
 
 
 @pytest.mark.parametrize(("crash", "resumed"), [(1, False), (13, True)])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tinyllm import checkpoint, parallel
 from tinyllm.config import command, opt, read_settings
 from tinyllm.pretrain import show
-from tinyllm.sft import Row, SFTConfig, default_files, fine_tune, read_files, split_off
+from tinyllm.sft import Row, SFTConfig, default_files, fine_tune, held_out_share, read_files, split_off
 
 
 @dataclass
@@ -51,7 +51,7 @@ def cot_sft(config: CoTConfig) -> dict:
     if config.val or not config.data:
         val = read_files(config.val or default_files(["cot"], "val"))
     else:
-        rows, val = split_off(rows, 0.02, config.seed)
+        rows, val = split_off(rows, held_out_share(config, rows), config.seed)
     plain = read_files(config.plain or default_files(["sft"], "train")) if config.plain_share else []
     return fine_tune(config, mix(rows, plain, config.plain_share, config.seed), val)
 

@@ -72,6 +72,8 @@ def first_alone() -> Iterator[None]:
     """Process 0 goes through the block while the others wait, then they follow: they find the files it wrote."""
     if size() > 1 and rank() > 0:
         dist.barrier()
-    yield
-    if size() > 1 and rank() == 0:
-        dist.barrier()
+    try:
+        yield
+    finally:                                                         # after an error, too: they meet the same one
+        if size() > 1 and rank() == 0:
+            dist.barrier()

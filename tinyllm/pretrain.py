@@ -73,11 +73,12 @@ def pretrain(config: PretrainConfig) -> dict:
     shape = part(ModelConfig, config)
     shape.vocab_size = tokenizer.vocab_size                          # the data decides
     torch.manual_seed(config.seed)
-    model = TinyLLM(shape)
-    if config.induction:
-        plant_induction(model, config.seed)
     if config.init:
         model, tokenizer = start_from(config.init, shape, tokenizer)
+    else:
+        model = TinyLLM(shape)
+        if config.induction and not plant_induction(model, config.seed) and parallel.rank() == 0:
+            print("no heads that copy are planted: that takes two layers and two heads", file=sys.stderr)
     batch_at = PackedRows(tokens, shape.context, config.effective_batch_size, config.seed)
     val = held_out(val_tokens, shape.context, config.batch_size, config.val_tokens)
     state = run_stage(model, tokenizer, batch_at, config, config.out, val={"text": val},
@@ -99,7 +100,9 @@ def start_from(folder: str, shape: ModelConfig, tokenizer: Tokenizer) -> tuple[T
         raise ValueError(f"--init {folder} was trained with another tokenizer than the data; prepare the text again "
                          f"with --tokenizer {checkpoint.resolve(folder)}")
     if model.config != shape:
-        raise ValueError(f"--init {folder} has another shape than asked for; give its --preset and model flags")
+        flags = " ".join(f"--{'no-' * (its is False)}{name.replace('_', '-')}" + f" {its}" * (type(its) is not bool)
+                         for name, its in vars(model.config).items() if its != vars(shape)[name])
+        raise ValueError(f"--init {folder} has another shape than asked for; give its --preset, or {flags}")
     return model, its_tokenizer
 
 

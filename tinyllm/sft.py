@@ -7,6 +7,7 @@ tests/test_sft.py.
 
 import random
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,13 +103,20 @@ def default_files(kinds: Sequence[str], split: str, folder: str = "data") -> lis
 
 
 def split_off(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(training rows, held-out rows) of a user's file without a validation file."""
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    n = max(1, round(share * len(rows)))
-    if n >= len(rows):
-        raise ValueError(f"{len(rows)} row is too little to train on and to validate with; add rows or give --val")
-    return [rows[i] for i in sorted(order[n:])], [rows[i] for i in sorted(order[:n])]
+    """(training rows, held-out rows) of a user's file without a validation file: about `share` of the questions, one
+    at least. Drawn by a hash of the question, so that none stands on both sides, also when rows are added later."""
+    asked = [" ".join(one["content"] for one in row.messages if one["role"] == "user") for row in rows]
+    lots = [zlib.crc32(f"{seed} {problems.normalise(question)}".encode()) for question in asked]
+    if len(set(lots)) < 2:
+        raise ValueError(f"{len(set(lots))} question is too little to train on and to validate with; add rows or give "
+                         "--val")
+    end = min(max(int(share * 2 ** 32), min(lots) + 1), max(lots))
+    return ([row for row, lot in zip(rows, lots) if lot >= end], [row for row, lot in zip(rows, lots) if lot < end])
+
+
+def held_out_share(config: SFTConfig, rows: list[Row]) -> float:
+    """2% of a user's rows, but no more than are read at a validation: the others are to be learnt from."""
+    return min(0.02, config.val_rows / max(1, len(rows)))
 
 
 def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> dict:
@@ -150,7 +158,7 @@ def sft(config: SFTConfig) -> dict:
     rows = read_files(config.data or default_files(kinds, "train"))
     if config.val or not config.data:
         return fine_tune(config, rows, read_files(config.val or default_files(kinds, "val")))
-    return fine_tune(config, *split_off(rows, 0.02, config.seed))
+    return fine_tune(config, *split_off(rows, held_out_share(config, rows), config.seed))
 
 
 @command

@@ -8,9 +8,9 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -37,8 +37,8 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
     with checkpoint.lock(folder) if leads else contextlib.nullcontext(), _stop_on_signal() as stop:
         with parallel.first_alone():
             if config.restart and leads:
-                for old in [*folder.glob("step-*"), *folder.glob("damaged-step-*")]:
-                    shutil.rmtree(old)
+                TrainState().progress(config), parallel.share(batch_at(0))        # a run that cannot be: said before
+                checkpoint.forget(folder, [*folder.glob("step-*"), *folder.glob("damaged-step-*")])
             resume = None if config.restart else load_run(folder, model, tokenizer, config)
         step = resume[0].step if resume else 0
         if resume and leads:
@@ -59,15 +59,23 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
                 report(row)
 
             def save(state: TrainState, tensors: dict[str, Tensor]) -> None:
-                checkpoint.save(folder, model, tokenizer, config, dataclasses.asdict(state), tensors)
+                checkpoint.save(folder, model, tokenizer, config,
+                                dataclasses.asdict(state) | {"held_out": fingerprint(val)}, tensors)
 
             state = train(model, batch_at, config, val=val, loss_fn=loss_fn, save=save, resume=resume, report=log,
                           should_stop=lambda: bool(stop))
-    if stop and state.progress(config) < 1:
-        print(f"stopped and saved at step {state.step:,}; the same command goes on from here" if state.step else
-              "stopped before the first step", file=sys.stderr)
+    if stop:
+        again = "the same command" + " without --restart" * config.restart + " goes on from here"
+        print("stopped before the first step" if not state.step else f"stopped and saved at step {state.step:,}; " + (
+              again if state.progress(config) < 1 else "it was the last one"), file=sys.stderr)
         raise KeyboardInterrupt
     return state
+
+
+def fingerprint(val: Mapping[str, Sequence[Batch]]) -> int:
+    """A number that changes with the held-out rows, so that losses on different ones are not compared."""
+    return zlib.crc32(b"".join(getattr(batch, part).numpy().tobytes() for part in ("tokens", "targets")
+                               for batches in val.values() for batch in batches))
 
 
 def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
@@ -83,7 +91,8 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
         try:
             stored, words = checkpoint.load(newest)
             tensors = checkpoint.read_tensors(newest / "optimizer.safetensors")
-            state = from_dict(TrainState, read_json(newest / "state.json"), str(newest / "state.json"))
+            kept = {name: value for name, value in read_json(newest / "state.json").items() if name != "held_out"}
+            state = from_dict(TrainState, kept, str(newest / "state.json"))
         except (ValueError, FileNotFoundError) as error:
             damaged[newest] = error
             continue

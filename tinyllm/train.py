@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinyllm import optim, parallel
-from tinyllm.config import RECIPES, Settings, opt
+from tinyllm.config import RECIPES, Settings, no_memory, opt
 from tinyllm.data import IGNORE, Batch
 from tinyllm.loss import CrossEntropy
 from tinyllm.model import Block
@@ -278,7 +278,7 @@ def compiled(model: nn.Module, loss_fn: LossFn) -> LossFn:
         try:
             return ways[0](model, batch)
         except RuntimeError as error:
-            if ways[0] is plain:
+            if ways[0] is plain or no_memory(error):
                 raise
             said = " ".join(filter(None, str(error).splitlines()[:2]))        # torch names itself first, then the cause
             print(f"torch.compile failed ({said}): training without it", file=sys.stderr)
@@ -292,5 +292,6 @@ def compiled(model: nn.Module, loss_fn: LossFn) -> LossFn:
 def _check_finite(loss: float, grad_norm: float, step: int, config: TrainConfig) -> None:
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise ValueError(f"step {step}: loss is {loss:.3g} and gradient norm {grad_norm:.3g}; the usual cause is a "
-                         f"learning rate that is too high (--lr {config.lr:g}, --muon-lr {config.muon_lr:g}): lower "
-                         "them, or try --dtype float32; the last checkpoint is untouched")
+                         f"learning rate that is too high (--lr {config.lr:g}"
+                         + f", --muon-lr {config.muon_lr:g}" * (config.optimizer == "muon") + "): lower it, or try "
+                         "--dtype float32; the checkpoints so far are as they were")
