@@ -213,6 +213,8 @@ def test_the_calculator_completes_a_text_that_ends_with_an_equals_sign(folder, t
             max_new_tokens=4, temperature=0, calculator=calculator)))
             for text, calculator in ((prompt, True), (prompt + begin, False)))
         assert with_it == begin + without
+    counted = generate.as_json(model, tokenizer, "So 30+12=", GenerateConfig(max_new_tokens=3, calculator=True), False)
+    assert counted["tokens"] <= 3 and counted["text"].startswith("42")
 
 
 def test_a_long_prompt_exits_with_one_sentence(folder, capsys):
@@ -307,6 +309,17 @@ def test_a_long_conversation_forgets_its_oldest_turns(tokenizer):
         assert kept == asked[:1] + asked[-5:]
     assert generate.fit_conversation(tokenizer, asked, context=12, room=10) == [asked[0], asked[-1]]
     assert generate.fit_conversation(tokenizer, asked, context=size(asked) + 10, room=10) == asked
+
+
+def test_a_text_that_is_too_long_does_not_end_a_terminal_session(folder, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("x " * 200 + "\nThe cat\n"))
+    generate.main(["--checkpoint", folder, "--temperature", "0", "--max-new-tokens", "3"])
+    out, err = capsys.readouterr()
+    assert "leaves no room" in err and "The cat" in out
 
 
 def test_a_terminal_keeps_the_conversation(chat_folder, capsys, monkeypatch):

@@ -968,10 +968,26 @@ def test_families_and_language_are_chosen_by_flags_and_mistakes_are_one_sentence
     with pytest.raises(SystemExit) as stop:
         problems.main(["--kinds", "percent,algebra"])
     assert stop.value.code == 2 and "'algebra'" in (said := capsys.readouterr().err) and "percent" in said
+    with pytest.raises(SystemExit):
+        problems.main(["--kinds", "percent", "--families", "1"])
+    assert "leave out --families" in capsys.readouterr().err
     with pytest.raises(ValueError, match="split must be"):
         problem(0, split="exam")
     with pytest.raises(ValueError, match="family must be one of"):
         problem(0, family="algebra")
+
+
+def test_a_sentence_beside_the_point_is_about_other_things(monkeypatch):
+    """`How many strawberries?` beside somebody else's strawberries would have two answers."""
+    berry = next(thing for thing in choices("fruit") if thing.english == "strawberry")
+    said = [aside({"X": berry}, "en", random.Random(seed)) for seed in range(400)]
+    assert not any("strawberr" in sentence for sentence in said) and len(set(said)) > 100
+
+
+def test_no_number_is_added_to_a_sign():
+    """`7b+-83` is no equation of a schoolbook."""
+    for i, language in itertools.product(range(150), LANGUAGES):
+        assert "+-" not in problem(i, 4, "harder", "equation", language).user
 
 
 def test_a_teacher_asks_for_one_kind_of_word_problems(capsys):

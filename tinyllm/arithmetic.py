@@ -13,7 +13,7 @@ OPERATORS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mul
              ast.Div: ("/", lambda a, b: Fraction(a) / b)}
 
 
-@functools.cache
+@functools.lru_cache(2 ** 14)
 def parsed(expression: str) -> ast.expr:
     """The syntax tree of an expression; nothing is ever run."""
     return ast.parse(expression.strip(), mode="eval").body

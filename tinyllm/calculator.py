@@ -17,7 +17,7 @@ MAX_CHARS = 1000                      # of an expression; none that a person wri
 MAX_DEPTH = 50                        # of brackets and signs
 WINDOW = 120                          # characters searched on either side of "="
 SIGNS = str.maketrans("０１２３４５６７８９＋－＊／（）．＝×÷−\u3000\u00a0", "0123456789+-*/().=*/-  ")
-NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+NUMBER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 TOKEN = re.compile(rf"{NUMBER}|\*\*|[-+*/()]")
 
 
@@ -208,7 +208,7 @@ def _value(expression: str) -> Fraction | None:
 # --- equal answers, one spelling ---
 
 _HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2212: "-", 0x3002: ".", 0xFFE5: "¥"}
-_QUANTITY = re.compile(r"(?P<sign>[-+]?) ?(?P<currency>[$¥€£]?) ?(?:(?P<whole>[0-9]+) (?=[0-9]+ ?/))?"
+_QUANTITY = re.compile(r"(?P<sign>[-+]?) ?(?P<currency>[$¥€£]?) ?(?P<minus>-?)(?:(?P<whole>[0-9]+) (?=[0-9]+ ?/))?"
                        rf"(?P<number>{NUMBER})(?: ?/ ?(?P<below>[0-9]*[1-9][0-9]*))?"
                        r" ?(?P<unit>(?!/ ?[0-9])[^0-9 ].*)?")          # 1/2/2024 is a date, not half a "/2024"
 
@@ -216,16 +216,20 @@ _QUANTITY = re.compile(r"(?P<sign>[-+]?) ?(?P<currency>[$¥€£]?) ?(?:(?P<whol
 def normalise_answer(text: str) -> str:
     """The one spelling of all equal answers, for voting: 1.0 = １ = 1, 2/4 = 0.5 = 1/2, 1,000 = 1000, "5km." = "5 km".
 
-    A unit or currency stays: 5 km, 5 m and 5 are three answers. Words lose case, spaces at punctuation and Chinese
-    characters, and the full stop.
+    A unit or currency stays: 5 km, 5 m and 5 are three answers; `3，15` are two numbers. Words lose case, spaces at
+    punctuation and Chinese characters, and the full stop.
     """
+    text = re.sub(r"(?<=[0-9])，(?=[0-9])", ", ", text)              # a Chinese comma never sets thousands apart
     text = " ".join(text.translate(_HALF_WIDTH).casefold().split()).strip("*`'\"“”‘’ ").rstrip(".,;:!、 *`'\"“”‘’")
     quantity = _QUANTITY.fullmatch(text) if len(text) <= WINDOW else None
     if not quantity:
         return _tight(text)
     value = Fraction(quantity["number"].replace(",", "")) / int(quantity["below"] or 1) + int(quantity["whole"] or 0)
-    amount = show(-value if quantity["sign"] == "-" else value)
-    return " ".join(filter(None, [quantity["currency"], amount, _tight(quantity["unit"] or "")]))
+    amount = show(-value if (quantity["sign"] == "-") != (quantity["minus"] == "-") else value)
+    currency, unit = quantity["currency"], _tight(quantity["unit"] or "")
+    if not currency and unit in ("$", "¥", "€", "£"):                # 5$ is $5
+        currency, unit = unit, ""
+    return " ".join(filter(None, [currency, amount, unit]))
 
 
 def _tight(text: str) -> str:

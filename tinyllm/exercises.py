@@ -67,7 +67,7 @@ def _word_problem(rng: random.Random, language: str, split: str) -> Exercise:
 
 def _longer(options: list[Schema], hard: bool) -> list[Schema]:
     """For the harder split: only schemas with larger numbers and at least two computed steps."""
-    return [schema for schema in options if any(spec[-1] == "^" for _, spec in schema.roles)
+    return [schema for schema in options if any("^" in spec for _, spec in schema.roles)
             and sum(bool(result) for result, _, _ in schema.steps) > 1] if hard else options
 
 

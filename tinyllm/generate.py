@@ -4,6 +4,7 @@ In: a checkpoint and a prompt. Out: text as it is written. The tokens come from 
 they meet the user. Explained by tests/test_generate.py.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -66,15 +67,15 @@ def document_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def continue_text(model: TinyLLM, tokenizer: Tokenizer, prompt: str, config: GenerateConfig) -> Iterator[str]:
     """The continuation of `prompt`: for each token what it completes, valid Unicode or "", and then what is left."""
-    pieces, feed = tokenizer.stream(), None
+    pieces, known, feed = tokenizer.stream(), "", None
     if config.calculator:
         known = complete(prompt) or ""                               # of a prompt that ends with `3+4=`
-        yield known
         prompt += known
         feed = exact_steps(tokenizer, prompt)
     for (id,) in stream(model, document_prompt(tokenizer, prompt), end=tokenizer.eos, feed=feed, **config.sampling()):
-        yield pieces.push(id)
-    yield pieces.finish()
+        yield known + pieces.push(id)
+        known = ""
+    yield known + pieces.finish()
 
 
 def printable(text: str) -> str:
@@ -133,7 +134,11 @@ def warnings(samples: Sequence[Sample]) -> list[str]:
 def answer(model: TinyLLM, tokenizer: Tokenizer, messages: list[dict], config: GenerateConfig) -> str:
     """Answers the last message on the screen; returns the text of the attempt that won (or the only one)."""
     n, context = config.self_consistency, model.config.context
-    messages = fit_conversation(tokenizer, messages, context, room=min(config.max_new_tokens, context // 2))
+    said, messages = messages, fit_conversation(tokenizer, messages, context,
+                                                room=min(config.max_new_tokens, context // 2))
+    if len(messages) < len(said):
+        print(f"the first {len(said) - len(messages)} messages no longer fit in the context of {context} tokens and "
+              "are left out", file=sys.stderr)
     write = lambda text: print(text, end="", flush=True)
     show = InOrder(n, lambda number: f"--- attempt {number + 1} of {n} ---\n" if n > 1 else "", write)
     samples, = sample_answers(model, tokenizer, [chat.render_prompt(tokenizer, messages)], n,
@@ -186,19 +191,25 @@ def prompts(config: GenerateConfig) -> Iterator[str]:
             yield line.strip("\ufeff\r\n")                          # what a file from Windows begins and ends with
 
 
+@contextlib.contextmanager
+def goes_on(config: GenerateConfig) -> Iterator[None]:
+    """In a terminal one question that is too long does not end a conversation."""
+    try:
+        yield
+    except ValueError as error:
+        if config.prompt or not sys.stdin.isatty():
+            raise
+        print(f"\n{error}", file=sys.stderr)
+
+
 def converse(model: TinyLLM, tokenizer: Tokenizer, config: GenerateConfig) -> None:
     """Answers every prompt; in a terminal each with what was said before, as far as the context reaches."""
     said: list[dict] = []
     for prompt in prompts(config):
         asked = [*said, {"role": "user", "content": prompt}] if said else conversation(config, prompt)
-        try:
+        with goes_on(config):
             text = answer(model, tokenizer, asked, config)
-        except ValueError as error:                                  # one question too long does not end a conversation
-            if config.prompt or not sys.stdin.isatty():
-                raise
-            print(f"\n{error}", file=sys.stderr)
-            continue
-        said = [*asked, {"role": "assistant", "content": text}] if sys.stdin.isatty() else []
+            said = [*asked, {"role": "assistant", "content": text}] if sys.stdin.isatty() else []
 
 
 @command
@@ -223,8 +234,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         for prompt in prompts(config):
             print(prompt, end="", flush=True)
-            for piece in continue_text(model, tokenizer, prompt, config):
-                print(printable(piece), end="", flush=True)
+            with goes_on(config):
+                for piece in continue_text(model, tokenizer, prompt, config):
+                    print(printable(piece), end="", flush=True)
             print()
 
 

@@ -28,7 +28,8 @@ def _tokens(text: str) -> list[str]:
 
 
 def shape(question: str) -> str:
-    """A question with names, numbers and expressions masked; things stay, so this is more than its wording."""
+    """A question with the world's names, numbers and expressions masked. Things and invented names stay, so there are
+    more of these than of wordings."""
     text = _names().sub("@", without_separators(question))
     return re.sub(r"[-+*/=×÷() ]*[\dx][-+*/=×÷().:\d ]*", "#", re.sub(f"[{DIGITS}十百两]+", "#", text))
 

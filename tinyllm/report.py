@@ -134,12 +134,12 @@ def page(result: dict, command: str) -> str:
 def draw_votes(files: dict, path: Path) -> str | None:
     """Draws accuracy against the number of votes to `path`, a line a file; its name, or None without matplotlib."""
     curves = {name: groups["all"]["vote"] for name, groups in files.items() if len(groups["all"]["vote"]) > 1}
+    if not curves:
+        return None
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print("no plot of accuracy against votes: `pip install -e '.[plot]'` draws one", file=sys.stderr)
-        return None
-    if not curves:
         return None
     axes = (figure := Figure(figsize=(6, 4), dpi=120)).add_subplot()
     for name, votes in curves.items():

@@ -9,7 +9,7 @@ import re
 
 from tinyllm.arithmetic import worked
 from tinyllm.grammar import polished, template
-from tinyllm.lexicon import Concept, word
+from tinyllm.lexicon import Concept, plurals, word
 from tinyllm.unheard import invented, renamed, told_as
 from tinyllm.wordings import NO_CHOICE, Schema, choices, draw, draw_next, joined, pick, say, schemas
 
@@ -27,8 +27,8 @@ BEGINNINGS = {"A", "All", "Along", "Altogether", "Among", "An", "Another", "Apar
               "Two", "Until", "We", "What", "Winter", "With", "Without", "Yesterday"}     # of sentences, and no names
 # First words of sentences that already say where or when.
 UNPLACED = ("After", "At ", "By ", "During", "For ", "From ", "If ", "In ", "On ", "When ", "While ", "Last ", "Next ",
-            "This ", "To ", "With ", "Altogether", "Together", "Later ", "Now ", "Soon ", "Yesterday", "Today", "在",
-            "从", "当", "如果", "上", "下", "早", "昨", "今", "去")
+            "This ", "To ", "With ", "Without ", "Altogether", "Together", "Later ", "Now ", "Soon ", "Yesterday",
+            "Today", "在", "从", "当", "如果", "上", "下", "早", "昨", "今", "去")
 # Beside these there is no room for a time of day: what is so at any hour, and what says its own time.
 UNTIMED = {"en": re.compile(r"\b(is|are|has|have|holds|can|number|square|angle|May|June|July|days?|night|noon|hours?|"
                             r"round|lunch)\b"),
@@ -119,15 +119,21 @@ def around(roles: dict, language: str, rng: random.Random) -> tuple[list[str], l
 def folded(sentences: list[str], question: str, language: str, rng: random.Random) -> tuple[list[str], str]:
     """Now and then, in English, the last fact as a part of the question: `If she buys 8 more, how many ...?`"""
     fact = re.sub(r"^(Then|But) ", "", sentences[-1]) if sentences else ""
-    whole = fact[-1:] == "." and not re.search(r"[.;?]", fact[:-1]) and not fact.startswith(UNPLACED)
+    whole = fact[-1:] == "." and not re.search(r"[.;?]", fact[:-1]) and not unplaced(fact)
     if language != "en" or not whole or question.startswith("If ") or rng.random() >= 0.25:
         return sentences, question
     return sentences[:-1], f"If {inside(fact)[:-1]}, {question[0].lower()}{question[1:]}"
 
 
+def unplaced(sentence: str) -> bool:
+    """Whether a sentence already says where or when, so that no place can stand before it; `at the fair ...` gets its
+    capital later."""
+    return (sentence[:1].upper() + sentence[1:]).startswith(UNPLACED)
+
+
 def placed(sentences: list[str], language: str, rng: random.Random) -> list[str]:
     """Now and then the first sentence says where, or when: `At the blick fair Tom bought 3 apples.`"""
-    if not sentences or sentences[0].startswith(UNPLACED) or TIMELESS.search(sentences[0]) or rng.random() >= 0.15:
+    if not sentences or unplaced(sentences[0]) or TIMELESS.search(sentences[0]) or rng.random() >= 0.15:
         return sentences
     setting = rng.choice(schemas()["setting/"])
     if setting.name != "setting/where" and any(UNTIMED[language].search(sentence) for sentence in sentences):
@@ -138,7 +144,7 @@ def placed(sentences: list[str], language: str, rng: random.Random) -> list[str]
 
 def together(sentences: list[str], language: str, rng: random.Random) -> list[str]:
     """Now and then two English sentences as one: `Tom had 3 apples, and he bought 4 more.`"""
-    if language != "en" or len(sentences) < 2 or rng.random() >= 0.15 or sentences[1].startswith(UNPLACED):
+    if language != "en" or len(sentences) < 2 or rng.random() >= 0.15 or unplaced(sentences[1]):
         return sentences
     second = re.sub(r"^(Then|But|And) ", "", sentences[1])
     link = rng.choice((", and ", " and ", "; ")) if second == sentences[1] else ", and then "
@@ -160,7 +166,9 @@ def beside_the_point(person: Concept, topic: str, language: str, rng: random.Ran
 
 def aside(roles: dict, language: str, rng: random.Random) -> str:
     """A sentence with a number of something else; it names nobody and nothing in `roles`, not even inside a word."""
-    names = [word(one, "", language, None) or one.measure for one in roles.values() if isinstance(one, Concept)]
+    named = [one for one in roles.values() if isinstance(one, Concept)]
+    names = [word(one, "", language, None) or one.measure for one in named] + [
+        plurals(one) for one in named if language == "en" and one.plural[:1] not in ("~", "=")]      # strawberries
     while True:
         schema = rng.choice(schemas()["aside/"])
         said = pick(schema.facts[0], draw(schema, rng), language, rng)
