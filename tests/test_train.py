@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from conftest import SENTENCES
 
 from tinyllm import checkpoint, optim, parallel, plot, pretrain, train
+from tinyllm import stage as stage_module
 from tinyllm import tokenizer as tokenizers
 from tinyllm.data import IGNORE, Batch, next_token_batch
 from tinyllm.decode import decode
@@ -449,6 +450,18 @@ def test_who_stops_a_restarted_run_is_told_not_to_restart_it_again(tmp_path, tok
                 signal.raise_signal(signal.SIGINT) if row["step"] == last and "loss" in row else None))
         assert f"stopped and saved at step {last}; " in (err := capsys.readouterr().err) and said in err
         assert checkpoint.steps(tmp_path)[-1].name == f"step-{last:08}"
+
+
+def test_a_faster_allocator_is_named_once_where_it_is_installed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for preloaded, library, lines in (("", "libtcmalloc_minimal.so.4", 1), ("", None, 0),
+                                      ("/usr/lib/libtcmalloc.so.4", "libtcmalloc.so.4", 0)):
+        stage_module.hint_at_allocator.cache_clear()
+        monkeypatch.setenv("LD_PRELOAD", preloaded)
+        monkeypatch.setattr("ctypes.util.find_library", lambda name, library=library: library)
+        stage_module.hint_at_allocator(), stage_module.hint_at_allocator()
+        assert capsys.readouterr().err.count(f"LD_PRELOAD={library}") == lines
+    stage_module.hint_at_allocator.cache_clear()
 
 
 def test_losses_on_other_held_out_rows_are_not_compared(tmp_path, tokenizer):

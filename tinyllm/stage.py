@@ -5,9 +5,12 @@ Ctrl-C, a full disk or kill -9, costs at most the steps since the last checkpoin
 """
 
 import contextlib
+import ctypes.util
 import dataclasses
+import functools
 import json
 import math
+import os
 import signal
 import sys
 import zlib
@@ -48,6 +51,7 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
             return resume[0]
         if not leads:                                                # process 0 validates, shows and saves for all
             return train(model, batch_at, config, loss_fn=loss_fn, resume=resume)
+        hint_at_allocator()
         with _open_metrics(folder / "metrics.jsonl", step) as metrics, _ProgressBar() as bar:
 
             def log(row: dict) -> None:
@@ -70,6 +74,15 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
               again if state.progress(config) < 1 else "it was the last one"), file=sys.stderr)
         raise KeyboardInterrupt
     return state
+
+
+@functools.cache
+def hint_at_allocator() -> None:
+    """One line, once, where tcmalloc is installed and not in use: it hands out memory faster than the C library."""
+    name = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+    if name and sys.platform == "linux" and "tcmalloc" not in os.environ.get("LD_PRELOAD", ""):
+        print(f"tcmalloc is installed: with LD_PRELOAD={name} before the command, training may be some percent faster",
+              file=sys.stderr)
 
 
 def fingerprint(val: Mapping[str, Sequence[Batch]]) -> int:
