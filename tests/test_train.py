@@ -388,6 +388,11 @@ def test_a_run_goes_on_with_its_seed_and_says_what_else_has_changed(tmp_path, to
     stage(tmp_path, tokenizer, replace(CONFIG, max_steps=6, muon_lr=0.03, val_every=2))
     said = capsys.readouterr().err
     assert "differ from those of the sitting before: --muon-lr 0.03 (0.02), --val-every 2 (5)\n" in said
+    assert "began with" not in said
+    torch.manual_seed(99)
+    other = TinyLLM(replace(SHAPE, vocab_size=tokenizer.vocab_size))         # as if --init had been trained on
+    run_stage(other, tokenizer, batch_at, replace(CONFIG, max_steps=6, muon_lr=0.03, val_every=2), tmp_path, val={})
+    assert "began with have changed since; it goes on from its own" in capsys.readouterr().err
 
 
 def test_a_stage_saves_logs_and_has_nothing_left_to_do(tmp_path, tokenizer, capsys):

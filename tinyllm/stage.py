@@ -14,9 +14,10 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,12 +38,15 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
     the step, save and raise KeyboardInterrupt.
     """
     folder, leads = Path(folder), parallel.rank() == 0
+    marks = {"held_out": fingerprint(getattr(batch, part) for part in ("tokens", "targets")
+                                     for batches in val.values() for batch in batches),
+             "began": fingerprint(model.state_dict().values())}
     with checkpoint.lock(folder) if leads else contextlib.nullcontext(), _stop_on_signal() as stop:
         with parallel.first_alone():
             if config.restart and leads:
                 TrainState().progress(config), parallel.share(batch_at(0))        # a run that cannot be: said before
                 checkpoint.forget(folder, [*folder.glob("step-*"), *folder.glob("damaged-step-*")])
-            resume = None if config.restart else load_run(folder, model, tokenizer, config)
+            resume = None if config.restart else load_run(folder, model, tokenizer, config, marks["began"])
         step = resume[0].step if resume else 0
         if resume and leads:
             print(f"resuming {folder} at step {step:,}", file=sys.stderr)
@@ -63,8 +67,7 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
                 report(row)
 
             def save(state: TrainState, tensors: dict[str, Tensor]) -> None:
-                checkpoint.save(folder, model, tokenizer, config,
-                                dataclasses.asdict(state) | {"held_out": fingerprint(val)}, tensors)
+                checkpoint.save(folder, model, tokenizer, config, dataclasses.asdict(state) | marks, tensors)
 
             state = train(model, batch_at, config, val=val, loss_fn=loss_fn, save=save, resume=resume, report=log,
                           should_stop=lambda: bool(stop))
@@ -85,26 +88,30 @@ def hint_at_allocator() -> None:
               file=sys.stderr)
 
 
-def fingerprint(val: Mapping[str, Sequence[Batch]]) -> int:
-    """A number that changes with the held-out rows, so that losses on different ones are not compared."""
-    return zlib.crc32(b"".join(getattr(batch, part).numpy().tobytes() for part in ("tokens", "targets")
-                               for batches in val.values() for batch in batches))
+def fingerprint(tensors: Iterable[Tensor]) -> int:
+    """A number that changes with the tensors: the held-out rows, for losses on different ones are not compared, or the
+    weights that a run begins with."""
+    mark = 0
+    for tensor in tensors:
+        mark = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy(), mark)
+    return mark
 
 
-def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
-             config: TrainConfig) -> tuple[TrainState, dict[str, Tensor]] | None:
+def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer, config: TrainConfig,
+             began: int) -> tuple[TrainState, dict[str, Tensor]] | None:
     """Puts the newest whole state of `folder` into `model`; returns it with its optimizer tensors, or None if empty.
 
     A damaged state is set aside with a line on stderr, and the one before it is used; if none can be read, ValueError:
     a run is never begun again unasked. ValueError also if the run is of another stage, recipe, seed, shape or
-    tokenizer; other settings that have changed since are named on stderr.
+    tokenizer; other settings that have changed since are named on stderr, and whether it `began` with other weights.
     """
     damaged: dict[Path, Exception] = {}
     for newest in reversed(checkpoint.steps(folder)):
         try:
             stored, words = checkpoint.load(newest)
             tensors = checkpoint.read_tensors(newest / "optimizer.safetensors")
-            kept = {name: value for name, value in read_json(newest / "state.json").items() if name != "held_out"}
+            kept = read_json(newest / "state.json")
+            marks = {name: kept.pop(name, None) for name in ("held_out", "began")}
             state = from_dict(TrainState, kept, str(newest / "state.json"))
         except (ValueError, FileNotFoundError) as error:
             damaged[newest] = error
@@ -133,6 +140,9 @@ def load_run(folder: Path, model: TinyLLM, tokenizer: Tokenizer,
             print("settings that differ from those of the sitting before: " + ", ".join(
                 f"--{name.replace('_', '-')} {now} ({before})" for name, (before, now) in changed.items()),
                 file=sys.stderr)
+        if marks["began"] not in (None, began) and parallel.rank() == 0:
+            print(f"the weights that {folder} began with have changed since; it goes on from its own, --restart begins "
+                  "with the new ones", file=sys.stderr)
         return state, tensors
     if damaged:
         raise ValueError(f"{folder}: none of its {len(damaged)} states can be read ({next(iter(damaged.values()))}); "
