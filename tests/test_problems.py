@@ -16,6 +16,7 @@ import pytest
 
 from tinyllm import exercises, problems, reading, telling
 from tinyllm.arithmetic import in_digits, operation, rewritten
+from tinyllm.config import start_worker
 from tinyllm.grammar import polished
 from tinyllm.lexicon import LANGUAGES, concepts, name, number, plurals
 from tinyllm.overlap import overlap, shape
@@ -942,10 +943,14 @@ def test_the_command_writes_files_in_the_formats_of_the_book(tmp_path, capsys):
     assert 0 <= facts["cot_test"]["share_with_13_gram_in_train"] <= 1
 
 
-def test_many_rows_are_those_that_one_core_would_write():
+def test_many_rows_are_those_that_one_core_would_write(monkeypatch):
     """Work is shared out in thousands; each row is a function of its number. Slow families are drawn more often."""
     config = problems.ProblemsConfig(families="1,2,5")
+    pools, original = [], problems.ProcessPoolExecutor
+    monkeypatch.setattr(problems, "ProcessPoolExecutor",
+                        lambda *args, **more: pools.append(more) or original(*args, **more))
     rows = problems.rows_of("cot", 2100, config, "train")
+    assert pools == [{"initializer": start_worker}]                  # no worker outlives a command that was killed
     assert len(rows) == 2100 and all(rows[i] == problems.cot_row(i, config, "train") for i in (0, 999, 1000, 2099))
     counts = collections.Counter(row["family"] for row in rows)
     assert counts["expression"] > counts["column"] > 1.5 * counts["rate"] > 0

@@ -369,6 +369,16 @@ def test_a_compiler_that_fails_costs_one_line_not_the_run(monkeypatch, capsys):
     assert_same(weights(compiled), weights(plain))
 
 
+def test_too_little_memory_is_not_blamed_on_the_compiler(monkeypatch, capsys):
+    monkeypatch.setattr(train.shutil, "which", lambda name: name)
+    def full(model, batch):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train.compiled(fresh(), full)(None, None)
+    assert "torch.compile failed" not in capsys.readouterr().err
+
+
 # --- a stage in a folder ---
 
 def stage(folder, tokenizer, config=CONFIG, shape=SHAPE, **more):

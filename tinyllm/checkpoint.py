@@ -65,7 +65,8 @@ def save(run: str | Path, model: TinyLLM, tokenizer: Tokenizer, settings: Any, s
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(f"{final} could not be written ({error}); make room, then the same command (without "
                          "--restart) goes on from the checkpoint before") from None
-    forget(run, [folder for folder in steps(run)[:-2] if folder != best(run)])
+    kept = best(run)
+    forget(run, [folder for folder in steps(run)[:-2] if folder != kept])
     return final
 
 
@@ -105,10 +106,11 @@ def best(run: str | Path) -> Path | None:
     for folder in steps(run):
         with contextlib.suppress(ValueError, OSError):               # damaged: another one may be whole
             states[folder] = read_json(folder / "state.json")
+    newest = next(reversed(states.values()), {})
     chosen, lowest = None, math.inf
     for folder, state in states.items():
         loss = state.get("val_loss")
-        if state.get("held_out") != next(reversed(states.values())).get("held_out"):
+        if state.get("held_out") != newest.get("held_out"):
             continue
         if chosen is None or (loss is not None and loss <= lowest) or (loss is None and lowest == math.inf):
             chosen, lowest = folder, lowest if loss is None else loss
