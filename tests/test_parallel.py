@@ -81,3 +81,13 @@ def test_the_shares_of_all_processes_are_the_batch(monkeypatch):
     assert sorted(rows) == [0, 2, 4, 6, 8]
     with pytest.raises(ValueError, match="1 rows a step cannot be shared by 2 processes; raise --effective-batch-size"):
         parallel.share(Batch(batch.tokens[:1], batch.targets[:1]))
+
+
+def test_the_others_do_not_wait_for_ever_when_the_first_fails(monkeypatch):
+    """They follow, and meet the same mistake themselves."""
+    met = []
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(parallel.dist, "barrier", lambda: met.append("barrier"))
+    with pytest.raises(ValueError), parallel.first_alone():
+        raise ValueError
+    assert met == ["barrier"]

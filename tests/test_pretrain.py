@@ -137,3 +137,10 @@ def test_the_loss_curve_is_a_picture_where_matplotlib_is(data, tmp_path, capsys)
         assert "pip install -e '.[plot]'" in capsys.readouterr().err
     else:
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_heads_that_copy_need_two_layers_and_who_asks_for_fewer_is_told(data, tmp_path, capsys):
+    for layers, lines in ((1, 1), (2, 0)):
+        pretrain.pretrain(PretrainConfig(**TINY | {"n_layers": layers}, data=data, out=str(tmp_path / str(layers)),
+                                         max_steps=1))
+        assert capsys.readouterr().err.count("no heads that copy are planted") == lines
