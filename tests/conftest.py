@@ -1,5 +1,8 @@
 """Shared by all tests: a tiny real model and a tiny real tokenizer, both made in well under a second."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -19,6 +22,16 @@ ROWS = [{"user": "3+4?", "cot": "3+1=4\n3+4=7", "final": "7"}, {"user": "几？"
 
 
 torch.set_num_threads(1)                                             # tiny tensors: a second thread only waits
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """What work costs this thread, the least of three attempts: what else a machine does meanwhile is not counted."""
+    seconds = []
+    for _ in range(3):
+        started = time.thread_time()
+        work()
+        seconds.append(time.thread_time() - started)
+    return min(seconds)
 
 
 @pytest.fixture(autouse=True)
