@@ -330,15 +330,14 @@ def test_a_part_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
     assert not (tmp_path / "part-000000.npz").exists()
 
 
-def test_the_sample_is_spread_over_the_input_and_holds_no_validation_text(monkeypatch):
+def test_the_sample_is_spread_over_the_input_and_holds_no_validation_text():
     """However large the input, every part of it is as likely to be seen; also of two languages that alternate."""
-    monkeypatch.setattr("tinyllm.prepare.SAMPLE_CHARS", 3000)
     texts = [f"document {i} about nothing" for i in range(1000)]
-    numbers = [int(text.split()[1]) for text in sample(texts, 1e-6, seed=0)]
+    numbers = [int(text.split()[1]) for text in sample(texts, 3000, 1e-6, seed=0)]
     assert 30 < len(numbers) <= 3000 // len(texts[0])
     assert all(sum(start <= i < start + 250 for i in numbers) >= 5 for start in range(0, 1000, 250))
     assert 0.25 < sum(i % 2 for i in numbers) / len(numbers) < 0.75
-    assert 0 < len(list(sample(texts, 0.5, seed=0))) < 0.75 * len(numbers)
+    assert 0 < len(list(sample(texts, 3000, 0.5, seed=0))) < 0.75 * len(numbers)
 
 
 def test_without_input_the_world_is_the_corpus(tmp_path, words, capsys):

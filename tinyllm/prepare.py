@@ -26,7 +26,7 @@ from tinyllm.corpus import Tally
 from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_shards
 from tinyllm.tokenizer import Tokenizer
 
-SAMPLE_CHARS = 2 * vocabulary.SAMPLE_CHARS
+SAMPLE_CHARS = 2 * vocabulary.SAMPLE_CHARS                           # cleaning takes some of it
 
 
 @dataclass
@@ -209,25 +209,26 @@ def working_tokenizer(config: PrepareConfig, folder: Path, texts: Iterable[str])
         if config.tokenizer:
             Tokenizer.load(config.tokenizer).save(folder / "tokenizer.model")
         else:
-            tokenizer.train(sample(texts, config.val_share, config.seed), config.vocab_size, folder, config.seed)
+            some = sample(texts, SAMPLE_CHARS * config.vocab_size, config.val_share, config.seed)
+            tokenizer.train(some, config.vocab_size, folder, config.seed)
     return Tokenizer.load(folder)
 
 
-def sample(texts: Iterable[str], val_share: float, seed: int) -> Iterator[str]:
-    """Cleaned documents, none whose hash says validation, drawn evenly from the whole input.
+def sample(texts: Iterable[str], size: int, val_share: float, seed: int) -> Iterator[str]:
+    """Cleaned documents, none whose hash says validation, drawn evenly from the whole input, at most `size` characters.
 
     When the sample gets too large a random half of it leaves, and later documents enter half as often. Drawn, not
     every k-th: a corpus that alternates between two languages would lose one of them.
     """
     rng = random.Random(seed)
-    kept, size, share = [], 0, 1.0
+    kept, chars, share = [], 0, 1.0
     for text in texts:
         if rng.random() < share:
             kept.append(text)
-            size += len(text)
-        while size > SAMPLE_CHARS and len(kept) > 1:
+            chars += len(text)
+        while chars > size and len(kept) > 1:
             kept, share = [one for one in kept if rng.random() < 0.5] or kept[:1], share / 2
-            size = sum(map(len, kept))
+            chars = sum(map(len, kept))
     for raw in kept:
         text, _ = clean.clean(raw)
         if text and text_hash(text) >= val_share * 2.0**64:

@@ -17,7 +17,7 @@ import sentencepiece
 
 from tinyllm import corpus
 from tinyllm.config import PRESETS, Settings, command, opt, read_command, write_atomically
-from tinyllm.vocabulary import ADD_SPACE, CONTROL, DROP_SPACE, SPACE, WHOLE, learn, sample
+from tinyllm.vocabulary import ADD_SPACE, CONTROL, DROP_SPACE, SAMPLE_CHARS, SPACE, WHOLE, learn, sample
 
 
 class Tokenizer:
@@ -131,13 +131,13 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path, seed: int = 0)
     """A tokenizer learnt from `texts` by byte-pair merging, saved as `out`/tokenizer.model.
 
     Sennrich et al. 2015, arXiv:1508.07909; Kudo & Richardson 2018, arXiv:1808.06226. Merges are learnt on about
-    SAMPLE_CHARS characters, drawn line by line with `seed`. A corpus too small for `vocab_size` gets a smaller
-    vocabulary, with a line on stderr. Ids fit uint16, so vocab_size <= 65535.
+    SAMPLE_CHARS characters for each token, drawn line by line with `seed`. A corpus too small for `vocab_size` gets a
+    smaller vocabulary, with a line on stderr. Ids fit uint16, so vocab_size <= 65535.
     """
     if not 300 <= vocab_size <= 65535:
         raise ValueError(f"vocab size must be 300 to 65535 (256 bytes and 20 fixed tokens come first), not "
                          f"{vocab_size}")
-    lines = sample(texts, seed)
+    lines = sample(texts, SAMPLE_CHARS * vocab_size, seed)
     if not any(line.strip() for line in lines):
         raise ValueError("no text to train a tokenizer on; give --input files that contain some")
     out = Path(out)

@@ -26,17 +26,17 @@ LETTER = "[A-Za-z\u00c0-\u024f\u0370-\u052f]"                         # of the s
 SURROGATE = re.compile("[\ud800-\udfff]")                         # half a character: JSON can hold it, UTF-8 cannot
 ADD_SPACE = re.compile(rf"\n(?= *{LETTER})")
 DROP_SPACE = re.compile(rf"\n (?= *{LETTER})")
-SAMPLE_CHARS = 10_000_000                                            # BPE merges hardly change beyond this
+SAMPLE_CHARS = 700                      # for each token of the vocabulary; merges hardly change beyond this
 
 
-def sample(texts: Iterable[str], seed: int) -> list[str]:
-    """Reservoir sample of lines (at most 1,000 characters each) of about SAMPLE_CHARS characters in all."""
+def sample(texts: Iterable[str], size: int, seed: int) -> list[str]:
+    """Reservoir sample of lines (at most 1,000 characters each) of about `size` characters in all."""
     rng, kept, chars, seen = random.Random(seed), [], 0, 0
     for text in texts:
         for line in ADD_SPACE.sub("\n ", SURROGATE.sub("", text)).split("\n"):
             for start in range(0, len(line), 1000):                  # SentencePiece skips very long lines silently
                 piece, seen = line[start:start + 1000], seen + 1
-                if chars < SAMPLE_CHARS:
+                if chars < size:
                     kept.append(piece)
                     chars += len(piece)
                 elif (slot := rng.randrange(seen)) < len(kept):
