@@ -188,8 +188,8 @@ def test_a_training_does_not_start_from_the_folder_it_writes(run, tmp_path):
     for out in (folder.parent, folder):
         for start in (folder.parent, folder):
             with pytest.raises(ValueError, match="would replace the checkpoint that the training starts from"):
-                checkpoint.keep(start, out)
-    checkpoint.keep(folder, tmp_path / "another")
+                checkpoint.refuse_overwriting(start, out)
+    checkpoint.refuse_overwriting(folder, tmp_path / "another")
 
 
 def test_a_run_does_not_begin_beside_weights_that_would_hide_it(run, tmp_path):

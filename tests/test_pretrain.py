@@ -125,7 +125,7 @@ def test_without_data_the_world_is_prepared_first(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(prepare, "prepare", lambda config: small(
         prepare.PrepareConfig(out=config.out, vocab_size=600, world_documents=60, workers=1)))
     pretrain.pretrain(PretrainConfig(**TINY, out="run", max_steps=1))
-    assert "preparing the built-in world first" in capsys.readouterr().err
+    assert "preparing the built-in texts first" in capsys.readouterr().err
     assert (tmp_path / "data" / "tokens" / "meta.json").is_file()
 
 

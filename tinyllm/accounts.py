@@ -43,7 +43,7 @@ class Account:
     """What is told: the roles of a frame, three entries of which some are used, and the sentences so far."""
 
     def __init__(self, frame: Schema, rng: random.Random, language: str, hard: bool):
-        self.name, self.letters, self.rng, self.language = frame.name.split("/")[1], frame.leaves, rng, language
+        self.name, self.letters, self.rng, self.language = frame.name.split("/")[1], frame.letters, rng, language
         self.sentences, owners, top = [], [], rng.choice(TOPS) * (4 if hard else 1)
         self.top = min(top, AT_MOST.get(self.name, top))
         while len(owners) < 3:

@@ -131,7 +131,8 @@ def in_digits(sign: str, a: int, b: int, result: int) -> list[str]:
 
 
 def in_places(a: int, b: int, result: int) -> list[str]:
-    """A long division, the highest place first: 615/15: 15*40=600, 615-600=15, 15*1=15, 40+1=41."""
+    """A long division, the highest place first: 615/15: 10*40=400, 5*40=200, 400+200=600, 615-600=15,
+    15*1=15, 40+1=41."""
     lines, rest, pieces = [], a, place_values(result)
     for piece in pieces:
         product = b * piece

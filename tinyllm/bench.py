@@ -25,7 +25,16 @@ from tinyllm.config import command, opt, part, read_settings
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.optim import make_optimizers
 from tinyllm.scaling import measure_scaling
-from tinyllm.timing import alternate, flops_per_token, forward_backward, make_row, random_batch, timed
+from tinyllm.timing import (
+    alternate,
+    dtype_name,
+    flops_per_token,
+    forward_backward,
+    gradient_name,
+    make_row,
+    random_batch,
+    timed,
+)
 from tinyllm.weights import kind_of, read_as
 
 TEXTBOOK = Path(__file__).resolve().parents[1] / "tests" / "reference.py"
@@ -76,8 +85,8 @@ def matmul_rates(repeats: int, size: int = 2048) -> dict[str, list[float]]:
     jobs = {}
     for dtype in dict.fromkeys([torch.float32, train.pick_dtype("auto")]):
         a, b = torch.randn(2, size, size).to(dtype)
-        jobs[_name(dtype)] = functools.partial(timed, functools.partial(torch.mm, a, b))
-        jobs[_name(dtype)]()                                         # warm-up
+        jobs[dtype_name(dtype)] = functools.partial(timed, functools.partial(torch.mm, a, b))
+        jobs[dtype_name(dtype)]()                                         # warm-up
     return {name: [2 * size ** 3 / seconds / 1e9 for seconds in times]
             for name, times in alternate(jobs, repeats, float("inf")).items()}
 
@@ -107,19 +116,15 @@ def peak_mb() -> list[float]:
     return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)]
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 # --- training ---
 
 def loss_functions(model: TinyLLM, textbook: ModuleType | None, dtype: torch.dtype) -> Ways:
     """The ways to one loss: eager, compiled where there is a C++ compiler, from the logits of `textbook`."""
     eager = torch.compiler.set_stance("force_eager")(train.next_token_loss)      # even where the blocks are compiled
-    ways: Ways = {f"eager {_name(dtype)}": (eager, dtype)}
+    ways: Ways = {f"eager {dtype_name(dtype)}": (eager, dtype)}
     compiled = train.compiled(model, train.next_token_loss)
     if compiled is not train.next_token_loss:
-        ways[f"compiled {_name(dtype)}"] = (compiled, dtype)
+        ways[f"compiled {dtype_name(dtype)}"] = (compiled, dtype)
     if textbook:
         ways["textbook"] = (lambda model, batch: (F.cross_entropy(
             textbook.logits(model, batch.tokens).flatten(0, 1), batch.targets.flatten(), reduction="sum"),
@@ -158,7 +163,7 @@ def measure_gradients(model: TinyLLM, rows: int, length: int, gflops: float, way
               if not way.startswith(("eager", "compiled", "textbook"))]
     if others:
         yardsticks["best peer"] = max(others)
-    return [make_row(f"forward+backward {rows}x{length}, {way}", speed, "tokens/s", yardsticks)
+    return [make_row(gradient_name(rows, length, way), speed, "tokens/s", yardsticks)
             for way, speed in speeds.items()]
 
 
@@ -244,7 +249,7 @@ def bench(config: BenchConfig) -> dict:
     compiled = any(way.startswith("compiled") for way in ways)
     for rows, length in shapes:                                      # before textbook and peers, which need more memory
         tell(f"training steps of {rows}x{length}" + " (compiling first)" * compiled)
-        settings = train.TrainConfig(batch_size=rows, max_steps=1 + repeats, dtype=_name(dtype),
+        settings = train.TrainConfig(batch_size=rows, max_steps=1 + repeats, dtype=dtype_name(dtype),
                                      compile="on" if compiled else "off")
         measured, step_seconds = measure_steps(model, rows, length, gflops, settings, seconds)
         found += measured

@@ -127,8 +127,8 @@ def resolve(folder: str | Path) -> Path:
     return found
 
 
-def keep(start: str | Path, out: str | Path) -> None:
-    """ValueError if a training that starts from `start` would write over it in `out`."""
+def refuse_overwriting(start: str | Path, out: str | Path) -> None:
+    """ValueError if a training that starts from `start` would write over it in `out`, or if there is no `start`."""
     folder = resolve(start).resolve()
     if Path(out).resolve() in (folder, *folder.parents):
         raise ValueError(f"{out} would replace the checkpoint that the training starts from; choose another --out")

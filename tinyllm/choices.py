@@ -167,6 +167,7 @@ def relation(query: Concept, item: Concept) -> str | None:
 
 @functools.cache
 def related(query: Concept, label: str) -> list[Concept]:
+    """All goods of the class `label` for `query`."""
     return [item for item in goods() if relation(query, item) == label]
 
 

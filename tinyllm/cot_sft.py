@@ -46,7 +46,7 @@ def mix(rows: list[Row], plain: list[Row], share: float, seed: int) -> list[Row]
 def cot_sft(config: CoTConfig) -> dict:
     """Stage 3 as `config` says."""
     parallel.start()
-    checkpoint.keep(config.init, config.out)                         # or a missing one: said before any work
+    checkpoint.refuse_overwriting(config.init, config.out)           # or a missing one: said before any work
     rows = read_files(config.data or default_files(["cot"], "train"))
     if config.val or not config.data:
         val = read_files(config.val or default_files(["cot"], "val"))

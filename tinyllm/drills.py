@@ -18,7 +18,7 @@ from tinyllm.problems import split_of
 
 SIGNS = {"en": (": ", " - ", ", ", " "), "zh": ("：", "，", " ")}     # between the two sides of a terse fact
 MOST_ASKED = 5
-LONG_FROM, LONG_AT = 4_000, 12_000                                   # the share of long ones rises from here to 0.8
+LONG_FROM, LONG_AT = 4_000, 12_000                                   # the share of long ones: 0 to 1, at most 0.8
 
 
 class Asked(NamedTuple):
@@ -31,6 +31,8 @@ class Asked(NamedTuple):
 
 
 class Drill(NamedTuple):
+    """A passage, what is asked about it, and its language."""
+
     context: str
     asked: list[Asked]
     language: str

@@ -36,7 +36,7 @@ class Plot:
 class Grammar:
     """Everything in world_plots.txt."""
     plots: dict[str, list[Plot]]                                 # name -> the ways it can go
-    effects: dict[str, str]                                      # action -> gain, lose, pass or go
+    effects: dict[str, str]                                      # action -> gain, lose, pass, grant or go
     weights: dict[str, int]                                      # kind of document -> how often
 
 
@@ -100,9 +100,10 @@ def template(text: str, language: str, phrases: dict) -> list:
     return [stack[0]] if len(stack[0]) > 1 else stack[0][0]
 
 
-def wording(template: list, roles: dict, language: str, rng: random.Random) -> str:
+def wording(parsed: list, roles: dict, language: str, rng: random.Random) -> str:
+    """What template() made, as text: its slots filled from `roles`, one of each choice drawn."""
     parts = []
-    for part in template:
+    for part in parsed:
         if type(part) is str:
             parts.append(part)
         elif type(part) is list:

@@ -27,6 +27,7 @@ class Concept:
 
 
 def data_lines(name: str) -> list[str]:
+    """The lines of a data file of this package, without comments and blank ones."""
     text = (importlib.resources.files("tinyllm") / name).read_text(encoding="utf-8")
     return [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
@@ -173,6 +174,7 @@ def _chinese(concept: Concept, form: str, look: Concept | None) -> str:
 
 @functools.lru_cache(2 ** 14)                                    # bounded, for questions that invent names
 def word(concept: Concept, path: str, language: str, look: Concept | None) -> str:
+    """`concept` in the form that `path` names: `a`, `the`, or after a relation, `job.a`; `look` is its adjective."""
     head, _, rest = path.partition(".")
     if head == "kind":
         return word(concepts()[concept.kinds[0]], rest, language, None)

@@ -219,7 +219,7 @@ class PracticeConfig(TrainConfig):
 def practice(config: PracticeConfig) -> dict:
     """The stage as `config` says; the result with the right choices on held-out passages before and after."""
     parallel.start()
-    checkpoint.keep(config.init, config.out)
+    checkpoint.refuse_overwriting(config.init, config.out)
     model, tokenizer = checkpoint.load(config.init)
     before, n = examined(model, tokenizer)["choice"], config.effective_batch_size
     state = run_stage(model, tokenizer, lambda step: drill_batch(step * n, n), config, config.out, val={},

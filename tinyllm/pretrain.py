@@ -1,7 +1,7 @@
 """Stage 1: a model with random weights reads documents packed end to end and learns to predict the next token.
 
-In: a folder of prepared tokens (the built-in world is prepared when there is none). Out: a run folder with checkpoints.
-Explained by tests/test_pretrain.py.
+In: a folder of prepared tokens (the built-in texts are prepared when there is none). Out: a run folder with
+checkpoints. Explained by tests/test_pretrain.py.
 """
 
 import json
@@ -25,7 +25,7 @@ from tinyllm.train import TrainConfig, TrainState
 class PretrainConfig(ModelConfig, TrainConfig):
     """Train a language model from random weights on plain text.
 
-    With no flags it writes the built-in world, prepares it and trains the `base` model for an hour. Ctrl-C saves;
+    With no flags it writes the built-in texts, prepares them and trains the `base` model for an hour. Ctrl-C saves;
     the same command goes on where it stopped. Examples:
       python -m tinyllm.pretrain
       python -m tinyllm.pretrain --preset nano --max-minutes 10
@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig) -> dict:
     """Trains as `config` says and returns the result."""
     parallel.start()
     if config.init:
-        checkpoint.keep(config.init, config.out)
+        checkpoint.refuse_overwriting(config.init, config.out)
     with parallel.first_alone():
         prepare_world_if_missing(config)
     tokens, val_tokens = (TokenFiles(config.data, split) for split in ("train", "val"))
@@ -87,9 +87,9 @@ def pretrain(config: PretrainConfig) -> dict:
 
 
 def prepare_world_if_missing(config: PretrainConfig) -> None:
-    """Writes and tokenises the built-in world when the default data folder is empty."""
+    """Writes and tokenises the built-in texts when the default data folder is empty."""
     if Path(config.data) == Path(prepare.PrepareConfig.out) and not (Path(config.data) / "meta.json").is_file():
-        print(f"no prepared text in {config.data}: preparing the built-in world first", file=sys.stderr)
+        print(f"no prepared text in {config.data}: preparing the built-in texts first", file=sys.stderr)
         prepare.prepare(prepare.PrepareConfig(out=config.data, vocab_size=config.vocab_size))
 
 

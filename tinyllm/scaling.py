@@ -15,7 +15,15 @@ from torch import Tensor
 
 from tinyllm.data import Batch
 from tinyllm.model import ModelConfig, TinyLLM
-from tinyllm.timing import alternate, flops_per_token, forward_backward, make_row, random_batch
+from tinyllm.timing import (
+    alternate,
+    dtype_name,
+    flops_per_token,
+    forward_backward,
+    gradient_name,
+    make_row,
+    random_batch,
+)
 from tinyllm.train import next_token_loss
 
 LONGER = (1 / 2, 1, 2, 4, 8)                                         # times the length, at equally many tokens
@@ -31,7 +39,7 @@ def measure_scaling(config: ModelConfig, rows: int, length: int, gflops: float, 
     lengths = [max(2, int(length * factor)) for factor in LONGER]
     shapes = [(max(1, rows * length // longer), longer) for longer in lengths]
     shapes += [(max(1, int(rows * factor)), length) for factor in WIDER]
-    names = {f"forward+backward {n}x{t}, eager {str(dtype).removeprefix('torch.')}": (n, t) for n, t in shapes}
+    names = {gradient_name(n, t, f"eager {dtype_name(dtype)}"): (n, t) for n, t in shapes}
     model = TinyLLM(replace(config, context=max(config.context, *lengths)))
     job(model, 1, 2, dtype)()                                        # warm-up
     jobs = {name: job(model, *shape, dtype) for name, shape in names.items() if name not in known}

@@ -153,7 +153,7 @@ def fine_tune(config: SFTConfig, train_rows: list[Row], val_rows: list[Row]) -> 
 def sft(config: SFTConfig) -> dict:
     """Stage 2 as `config` says."""
     parallel.start()
-    checkpoint.keep(config.init, config.out)                         # or a missing one: said before any work
+    checkpoint.refuse_overwriting(config.init, config.out)           # or a missing one: said before any work
     kinds = ("sft", "direct")
     rows = read_files(config.data or default_files(kinds, "train"))
     if config.val or not config.data:

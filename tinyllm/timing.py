@@ -22,6 +22,15 @@ def make_row(name: str, values: list[float], unit: str, yardsticks: dict[str, fl
             "ratios": {other: value / size for other, size in yardsticks.items()}}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def gradient_name(rows: int, length: int, way: str) -> str:
+    """The name of the row of bench that times forward and backward in one way, such as `eager float32`."""
+    return f"forward+backward {rows}x{length}, {way}"
+
+
 def timed(run: Callable[[], object]) -> float:
     """Seconds that `run` takes."""
     started = time.perf_counter()
@@ -56,6 +65,7 @@ def flops_per_token(config: ModelConfig, length: int) -> int:
 
 
 def random_batch(model: TinyLLM, rows: int, length: int) -> Batch:
+    """Random tokens, and the next of each as its target: (rows, length) each."""
     return next_token_batch(torch.randint(model.config.vocab_size, (rows, length + 1)))
 
 

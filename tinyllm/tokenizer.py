@@ -21,7 +21,8 @@ from tinyllm.vocabulary import ADD_SPACE, CONTROL, DROP_SPACE, SAMPLE_CHARS, SPA
 
 
 class Tokenizer:
-    """A trained vocabulary. Ids: 0 <pad>, 1 <bos>, 2 <eos>, 3 <unk>, 4.. control tokens, WHOLE, bytes, merges.
+    """A trained vocabulary. Ids: 0 <pad>, 1 <bos>, 2 <eos>, 3 <unk>, 4.. control tokens, WHOLE, bytes, merges,
+    single characters.
 
     Digits are always tokens of their own too, so 12+3=15 is seven tokens whose border a calculator can see, never "=1".
     """

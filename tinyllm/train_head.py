@@ -118,7 +118,7 @@ def train_scorer(config: ScorerConfig) -> dict:
     started = time.monotonic()
     folder = checkpoint.resolve(config.checkpoint or checkpoint.default())
     out = Path(config.out)
-    checkpoint.keep(folder, out / "model")
+    checkpoint.refuse_overwriting(folder, out / "model")
     earlier = (out / "scorer.json").is_file() and \
         str(read_json(out / "scorer.json").get("checkpoint")).startswith("model/")      # weights of an earlier run
     if config.unfreeze and not earlier and (out / "model").exists():

@@ -108,6 +108,7 @@ def dequantised(rows: Tensor, numbers: Tensor, step: Tensor) -> Tensor:
 
 
 def int8(weight: Tensor) -> Bytes | Int8:
+    """W in bytes: multiplied as bytes where it is large and the CPU can, else read as bytes."""
     return Bytes(weight) if weight.numel() >= LARGE and Bytes.works() else Int8(weight)
 
 

@@ -36,9 +36,10 @@ class Schema:
     name: str
     roles: list[tuple[str, str]]                                 # ("A", "child"), ("a", "3..9"), ("b", "a*2")
     steps: list[tuple[str, str, dict]] = field(default_factory=list)     # result, expression, label by language
-    needs: list[str] = field(default_factory=list)               # conditions such as `a<b`
-    leaves: str = ""                                             # "left" or "all": the story may go on from its result;
-                                                                 # of an account: the letters that have a number
+    needs: list[str] = field(default_factory=list)               # conditions such as `a<b`; of reading, the label of
+                                                                 # the answer: `place|地方`
+    leaves: str = ""                                             # "left" or "all": the story may go on from its result
+    letters: str = ""                                            # of an account: the roles that have a number
     facts: list[dict] = field(default_factory=list)              # - sentences, in order
     asks: dict = field(default_factory=dict)                     # ? the question
     wholes: dict = field(default_factory=dict)                   # * facts and question in one
@@ -93,7 +94,7 @@ def schemas() -> dict[str, list[Schema]]:
         elif mark == "!":
             schema.needs.append(rest)
         elif mark == "+":
-            schema.leaves = rest
+            setattr(schema, "letters" if schema.name.startswith("account/") else "leaves", rest)
         elif mark in ("-", "?", "*", ">"):
             texts = {"en": [], "zh": []}
             if mark == "-":

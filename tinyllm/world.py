@@ -36,6 +36,7 @@ class Story:
 
 
 def word_steps(simulation: Simulation, language: str, rng: random.Random) -> list[str]:
+    """The sentences of what has been played; each event remembers its own."""
     sentences = []
     for step, roles, event, pick in simulation.plan:
         if not step.texts[language]:                             # a second side of the event before: nothing to say
@@ -140,7 +141,7 @@ def documents(n: int, seed: int = 0, split: str = "train") -> Iterator[str]:
 
 @dataclass
 class WorldConfig(Settings):
-    """Write documents of the generated world, separated by blank lines: the corpus everything else learns from.
+    """Write documents of the generated world, separated by blank lines: a quarter of what pretraining reads.
 
     Without flags it prints a few to read. The same seed always gives the same documents. The two splits share no
     premise: no plot with the same people, things and places stands in both.
