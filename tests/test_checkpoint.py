@@ -61,7 +61,7 @@ def test_a_state_whose_record_is_damaged_does_not_hide_the_others(run):
     for step, loss in ((1, 3.0), (2, 2.0)):
         run(step, loss)
     record = run.folder / "step-00000002" / "state.json"
-    for spoil in (lambda: record.write_text(""), record.unlink):
+    for spoil in (lambda: record.write_text('{"val_loss": "x"}'), lambda: record.write_text(""), record.unlink):
         spoil()
         assert checkpoint.resolve(run.folder).name == "step-00000001"
     assert run(3, 2.5).is_dir() and checkpoint.resolve(run.folder).name == "step-00000003"
@@ -197,7 +197,7 @@ def test_a_run_does_not_begin_beside_weights_that_would_hide_it(run, tmp_path):
     folder = run(1)
     checkpoint.pack(folder, tmp_path / "copy")
     for out in (tmp_path / "copy", folder):
-        with pytest.raises(ValueError, match="holds a checkpoint that is no run"), checkpoint.lock(out):
+        with pytest.raises(ValueError, match="holds the checkpoint of a model"), checkpoint.lock(out):
             pass
     with pytest.raises(ValueError, match="already holds a checkpoint"):
         checkpoint.pack(folder, folder.parent)

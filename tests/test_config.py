@@ -14,6 +14,7 @@ from tinyllm import tokenizer
 from tinyllm.config import RECIPES, Settings, command, opt, read_command, read_settings
 from tinyllm.cot_sft import CoTConfig
 from tinyllm.model import ModelConfig
+from tinyllm.prepare import PrepareConfig
 from tinyllm.pretrain import PretrainConfig
 from tinyllm.sft import SFTConfig
 
@@ -95,6 +96,7 @@ def test_base_is_the_default_preset():
     (["--eggs", "1" + 400 * "0"], "--eggs must be at most 12"),
     (["--heat", "2e12"], "--heat must be at most 1e+12"),
     ([""], 'unknown argument ""'),
+    (["--topping", ""], "--topping is empty; give a value or leave it out"),
     (["--rolls", "1048577"], "--rolls must be at most 1,048,576, not 1048577"),
     (["--topping"], "argument --topping: expected at least one argument"),
     (["--shape", "star"], "--shape must be one of round, square, not 'star'"),
@@ -110,14 +112,14 @@ def test_a_wrong_flag_is_one_sentence_and_exit_code_2(flags, sentence, capsys):
 
 @pytest.mark.parametrize(("text", "sentence"), [
     ('{"egs": 3}', "unknown setting 'egs'; did you mean eggs?"),
-    ('{"eggs": "3"}', "--eggs must be int, not '3'"),
-    ('{"eggs": true}', "--eggs must be int, not True"),
-    ('{"topping": "nuts"}', "--topping must be a list of str, not 'nuts'"),
+    ('{"eggs": "3"}', "bad.json: eggs must be int, not '3'"),
+    ('{"eggs": true}', "bad.json: eggs must be int, not True"),
+    ('{"topping": "nuts"}', "bad.json: topping must be a list of str, not 'nuts'"),
     ('{"eggs": 3', "not valid JSON at line 1"),
     ("[1]", "expected one JSON object"),
     ('{"eggs": ' + 5000 * "9" + "}", "bad.json: not JSON that can be read"),
     (100_000 * "[", "bad.json: not JSON that can be read"),
-    ('\ufeff{"eggs": 13}', "--eggs must be at most 12"),
+    ('\ufeff{"eggs": 13}', "bad.json: eggs must be at most 12"),
 ])
 def test_a_wrong_config_file_is_named_with_what_is_wrong(text, sentence, tmp_path, capsys):
     """A typo in a file must not train for an hour with the default."""
@@ -175,6 +177,34 @@ def test_a_text_that_begins_with_a_minus_is_told_how_to_be_given(capsys):
     with pytest.raises(SystemExit):
         tokenizer.main(["encode", "-3+5"])
     assert "unknown argument -3+5; put -- before a text that begins with -" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tokenizer.main(["encode", "3", "+", "5"])
+    assert "unknown argument +; put a text with spaces in quotes" in capsys.readouterr().err
+
+
+def test_a_bad_flag_beside_a_good_file_is_the_flag_s_fault(tmp_path, capsys):
+    """And a bad value of the file does not matter where a flag wins over it."""
+    (tmp_path / "run.json").write_text('{"eggs": 3}')
+    with pytest.raises(SystemExit):
+        bake(["--config", str(tmp_path / "run.json"), "--eggs", "13"])
+    assert "run.json" not in (said := capsys.readouterr().err) and "--eggs must be at most 12" in said
+    (tmp_path / "run.json").write_text('{"eggs": 13}')
+    assert read_settings(Recipe, "bake", ["--config", str(tmp_path / "run.json"), "--eggs", "4"]).eggs == 4
+
+
+def test_an_empty_variable_of_the_shell_is_no_path():
+    """`--out "$RUNS"` must not write into the folder one stands in, nor `--input "$BOOKS"` read it."""
+    for settings in (lambda: PrepareConfig(out=""), lambda: PrepareConfig(input=[""]), lambda: PretrainConfig(out="")):
+        with pytest.raises(ValueError, match="is empty; give a value or leave it out"):
+            settings()
+    assert PrepareConfig(tokenizer="").tokenizer == ""               # here empty means none
+
+
+def test_standard_input_that_is_not_utf_8_is_one_sentence():
+    done = subprocess.run([sys.executable, "-m", "tinyllm.tokenizer", "encode", "--tokenizer", "checkpoints/nano"],
+                          input=b"3+4\n\xe4\xf6", capture_output=True, check=False)
+    said = done.stderr.decode().splitlines()
+    assert done.returncode == 2 and len(said) == 1 and "standard input is not UTF-8 text" in said[0]
 
 
 def test_settings_made_in_python_are_checked_too():
@@ -195,7 +225,7 @@ def test_help_shows_every_flag_with_its_default(capsys):
         assert word in text
 
 
-@pytest.mark.parametrize("argv", [[], ["--", "train"]])
+@pytest.mark.parametrize("argv", [[], ["--", "train"], ["--eggs", "3", "train"]])
 def test_a_missing_subcommand_names_the_choices(argv, capsys):
     """`python -m tinyllm.tokenizer` alone says what it can do."""
     with pytest.raises(SystemExit) as exit:

@@ -90,8 +90,12 @@ def test_missing_and_damaged_token_files_are_one_sentence(tmp_path):
     write(tmp_path)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "meta.json").write_text("{}")
-    with pytest.raises(ValueError, match="meta.json is not what prepare writes"):
+    with pytest.raises(ValueError, match="is not what prepare writes .*; run prepare again"):
         TokenFiles(tmp_path / "foreign", "train")
+    for damaged in ("", '{"vocab_size": 9, "train": {"bytes": 1, "tokens": 1, "files": "train-00000.bin"}}'):
+        (tmp_path / "foreign" / "meta.json").write_text(damaged)
+        with pytest.raises(ValueError, match="is not what prepare writes .*; run prepare again"):
+            TokenFiles(tmp_path / "foreign", "train")
     for content in (b"\x00\x00", b"", b"\x00"):                     # cut off, anywhere
         (tmp_path / "train-00001.bin").write_bytes(content)
         with pytest.raises(ValueError, match="do not hold the 101 tokens that meta.json promises"):

@@ -173,6 +173,13 @@ def test_a_model_that_only_continues_texts_is_asked_without_a_template(folder, t
         assert calls == [([prompt], end, 1, 0.0), ([prompt], end, 7, 0.7)]           # greedy, and what is drawn
 
 
+def test_a_family_may_have_any_name():
+    """A user's family called "all", or "en", is a row of its own and hides no total."""
+    answered = [asked("7", "7", family="all"), asked("7", "8", family="en"), asked("7", "8", family="a\nb")]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in report.by_group(evaluate.grouped(answered))[2:]]
+    assert rows == [["all", "3"], ["en", "3"], ["all", "1"], ["en", "1"], ["a b", "1"]]
+
+
 def test_the_columns_with_calculator_are_greedy_and_the_last_vote():
     """Each under its own name: with the calculator the first is right here, and the vote of all three wrong."""
     plain, exact = facts([asked("7", "8", "8", "8", "8")]), facts([asked("7", "7", "8", "8", "8")])

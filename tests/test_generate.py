@@ -200,6 +200,15 @@ def test_without_a_prompt_lines_are_read_until_they_end(folder, capsys, monkeypa
     assert "The cat" in shown and "米娅" in shown
 
 
+def test_a_question_of_a_file_that_is_too_long_is_named_by_its_number(folder, capsys, monkeypatch):
+    """What was asked before it is answered."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("The cat\n" + "x " * 200 + "\n"))
+    with pytest.raises(SystemExit):
+        generate.main(["--checkpoint", folder, "--max-new-tokens", "3", "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["prompt"] == "The cat" and "question 2: the prompt is" in err.splitlines()[-1]
+
+
 def test_questions_in_a_file_from_windows_are_the_same_questions(folder, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff3+4?\r\n5+6?\r\n"))
     generate.main(["--checkpoint", folder, "--max-new-tokens", "2", "--json"])

@@ -36,6 +36,8 @@ def test_the_score_is_the_expected_value():
     """(3 * 0.5 + 2 * 0.2 + 1 * 0.2) / 3 by hand; certainty gives 1 and 0."""
     chances = torch.tensor([[0.5, 0.2, 0.2, 0.1], [1, 0, 0, 0], [0, 0, 0, 1]])
     assert expected_value(chances, VALUES).tolist() == pytest.approx([0.7, 1.0, 0.0])
+    for unit in (1e39, 1e-50):                                       # which float32 cannot hold
+        assert expected_value(chances, [value * unit for value in VALUES]).tolist() == pytest.approx([0.7, 1.0, 0.0])
 
 
 @torch.no_grad()

@@ -218,6 +218,8 @@ def test_flags_reach_what_is_shown(folder, capsys):
     (["surprise", "cat sat " * 40], "exceeds the 48 there is room for (context=48); shorten the prompt"),
     (["params", "--preset", "base"], "--preset and --checkpoint both name a model; give one of them"),
     (["shapes", "--length", "49"], "room for 49 tokens exceeds context=48"),
+    (["shapes", "--rows", "1000000000000"], "--rows must be at most 1,048,576"),
+    (["tokens", "cat", "--tokenizer", "words"], "--tokenizer and --checkpoint each name a tokenizer"),
 ])
 def test_mistakes_are_one_sentence(argv, sentence, folder, capsys):
     """Each names what is wrong and the limit; the command exits with 2."""

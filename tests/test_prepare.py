@@ -192,6 +192,13 @@ def test_the_same_command_again_has_nothing_to_do_and_another_starts_over(config
     tokens.write_bytes(whole[:-2])                                   # a file cut off is made again
     prepare(config)
     assert tokens.read_bytes() == whole
+    meta = Path(config.out) / "meta.json"
+    stored = meta.read_text(encoding="utf-8")
+    plan = json.loads(stored)
+    for damaged in ("", json.dumps(plan | {"train": {}}), json.dumps(plan | {"train": 5})):
+        meta.write_text(damaged, encoding="utf-8")
+        prepare(config)
+        assert json.loads(meta.read_text(encoding="utf-8"))["train"] == plan["train"]
 
 
 def test_one_prepare_at_a_time_writes_in_a_folder(config):
@@ -407,6 +414,25 @@ def test_an_empty_corpus_is_one_sentence(config, tmp_path, content, trained):
     with pytest.raises(ValueError, match="no text"):
         prepare(config)
     assert not (Path(config.out) / "meta.json").exists()
+
+
+def test_the_tokenizer_of_a_model_is_not_replaced(config, corpus):
+    """Beside the weights of a checkpoint its words would be those of another model."""
+    out = Path(config.out)
+    out.mkdir(exist_ok=True)
+    (out / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="holds the checkpoint of a model; choose another --out"):
+        prepare(config)
+    with pytest.raises(ValueError, match="holds the checkpoint of a model; choose another --out"):
+        train(["some text"], 300, out)
+    assert os.listdir(out) == ["model.safetensors"]
+
+
+def test_a_broken_link_is_an_unreadable_file(config, corpus):
+    (corpus / "z.txt").symlink_to(corpus / "nowhere.txt")
+    with pytest.raises(ValueError, match="z.txt: No such file or directory; .*--skip-bad"):
+        prepare(config)
+    assert prepare(replace(config, skip_bad=True))["notes"]["unreadable file"][0] == 1
 
 
 def test_skipped_lines_are_counted_in_the_table(config, corpus, capsys):

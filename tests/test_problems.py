@@ -890,6 +890,8 @@ def test_the_splits_share_no_question_however_it_is_spelled():
     assert normalise("□ - 5 = 20. Find the missing number.") == "x-5=20"
     assert normalise("Tom has ３ apples.") == normalise("tom has 3 APPLES")
     assert normalise("Tom has 3 apples.") != normalise("Tom has 4 apples.")
+    assert normalise("У Маши 3 яблока.") == normalise("у маши 3 ЯБЛОКА") != normalise("У Маши 3 груши.")
+    assert len({normalise(text) for text in ("りんごは？", "사과는?", "كم تفاحة؟", "👍", "👎")}) == 5
     for split in ("train", "val", "test", "harder"):
         for i in range(18):
             assert split_of(problem(i, 0, split).user) == split

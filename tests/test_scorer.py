@@ -106,6 +106,9 @@ def test_predict_adds_scores_probabilities_and_choice(place, capsys, tmp_path):
     (["train", "--checkpoint", "{place}/model", "--data", "{place}/rows.jsonl", "--out", "{place}"],
      "would replace the checkpoint"),
     (["predict", "--head", "{place}/head", "--data", "{place}/rows.jsonl", "--json"], "give --out"),
+    (["predict", "--head", "{place}/head", "--data", "{place}/rows.jsonl", "--out", "{place}/head/../rows.jsonl"],
+     "its bad rows would be lost"),
+    (["predict", "--head", "{place}/head", "--data", "{place}/rows.jsonl", "--out", "{place}"], "is a folder"),
     (["eval", "--head", "{place}/damaged", "--data", "{place}/rows.jsonl"], "scorer.json has no hidden that fits"),
     (["bench", "--prefixes"], "one number or more")])
 def test_a_user_s_mistake_is_one_sentence(place, capsys, argv, complaint):

@@ -263,6 +263,9 @@ def test_without_validation_rows_some_are_held_out(tmp_path):
     kept_later, held_later = sft.split_off(more, 0.02, seed=0)
     assert all(row in held_later for row in held) and all(row in kept_later for row in kept)
     assert sft.split_off(rows[:4], 0.02, seed=0)[1]                  # one question of two
+    words = ["яблоко", "груша", "слива", "вишня", "дыня", "арбуз", "лимон", "банан", "киви", "манго"]
+    fruit = [Row([{"role": "user", "content": f"Где {one} и {other}?"}], "x") for one in words for other in words]
+    assert len(sft.split_off(fruit, 0.1, seed=0)[0]) > 70            # questions in any script are different ones
     with pytest.raises(ValueError, match="1 question is too little"):
         sft.split_off(rows[:2], 0.02, seed=0)
     assert sft.held_out_share(SFTConfig(val_rows=600), rows * 100) == 0.003

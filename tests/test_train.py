@@ -428,6 +428,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, tokenizer):
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "b", tokenizer, report=interrupt)
     assert checkpoint.steps(tmp_path / "b")[-1].name == "step-00000007"
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:       # damaged numbers are no reason to lose a run
+        file.write('[1]\n{"loss": 1.0}\n{"st')
     resumed, _ = stage(tmp_path / "b", tokenizer)
     assert_same(weights(unbroken), weights(resumed))
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
@@ -525,14 +527,16 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_used(tmp_path, tokenize
     assert_same(weights(unbroken), weights(resumed))
 
 
-def test_a_state_this_version_cannot_read_is_set_aside(tmp_path, tokenizer, capsys):
+@pytest.mark.parametrize(("more", "complaint"), [
+    ({"mood": "good"}, "unknown setting 'mood'"), ({"step": "x"}, "step of a state must be a number, not 'x'")])
+def test_a_state_this_version_cannot_read_is_set_aside(tmp_path, tokenizer, capsys, more, complaint):
     """A counter it does not know might matter; the state before it is whole."""
     config = replace(CONFIG, save_every=5)
     stage(tmp_path, tokenizer, config)
     file = checkpoint.steps(tmp_path)[-1] / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"mood": "good"}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
     stage(tmp_path, tokenizer, config)
-    assert "unknown setting 'mood'; set aside as damaged-step-00000020" in capsys.readouterr().err
+    assert f"{complaint}; set aside as damaged-step-00000020" in capsys.readouterr().err
 
 
 def test_a_run_is_never_begun_again_unasked(tmp_path, tokenizer):

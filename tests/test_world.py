@@ -218,7 +218,10 @@ def test_the_command_writes_what_the_functions_return(tmp_path, capsys):
     world.main(["--documents", "30", "--seed", "7", "--out", str(out), "--json"])
     assert out.read_text(encoding="utf-8").strip().split("\n\n") == list(world.documents(30, seed=7))
     assert json.loads(capsys.readouterr().out)["documents"] == 30
-    assert not list(out.parent.glob("*.part"))
+    with pytest.raises(SystemExit):
+        world.main(["--documents", "2", "--out", str(out.parent)])
+    assert "is a folder; give the name of a file" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.rglob("*")] == ["deep", "world.txt"]
     world.main(["--documents", "2", "--language", "zh"])
     assert capsys.readouterr().out.strip().split("\n\n") == [world.document(index) for index in (1, 3)]
     with pytest.raises(ValueError, match="split must be one of"):

@@ -24,7 +24,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tinyllm
-from tinyllm.config import Settings, command, from_dict, hold, opt, read_json, read_settings, write_atomically
+from tinyllm.config import (
+    Settings,
+    command,
+    from_dict,
+    hold,
+    opt,
+    read_json,
+    read_settings,
+    refuse_checkpoint,
+    write_atomically,
+)
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.tokenizer import Tokenizer
 
@@ -110,6 +120,8 @@ def best(run: str | Path) -> Path | None:
     chosen, lowest = None, math.inf
     for folder, state in states.items():
         loss = state.get("val_loss")
+        if loss is not None and not isinstance(loss, (int, float)):  # damaged
+            continue
         if state.get("held_out") != newest.get("held_out"):
             continue
         if chosen is None or (loss is not None and loss <= lowest) or (loss is None and lowest == math.inf):
@@ -132,12 +144,6 @@ def refuse_overwriting(start: str | Path, out: str | Path) -> None:
     folder = resolve(start).resolve()
     if Path(out).resolve() in (folder, *folder.parents):
         raise ValueError(f"{out} would replace the checkpoint that the training starts from; choose another --out")
-
-
-def refuse_copy(out: Path) -> None:
-    """ValueError if `out` holds weights of its own: they are what resolve() finds, and a run inside never would be."""
-    if (out / "model.safetensors").is_file():
-        raise ValueError(f"{out} holds a checkpoint that is no run of stages; choose another --out")
 
 
 def default() -> Path:
@@ -202,7 +208,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def lock(run: str | Path) -> Iterator[None]:
     """Holds the run's folder for one trainer; ValueError if another has it, or if a copy to give away lies there."""
-    refuse_copy(Path(run))
+    refuse_checkpoint(run)                                           # resolve() would find that, and never the run
     with hold(run, "trainer"):
         yield
 

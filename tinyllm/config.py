@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -75,6 +75,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         if (is_list and not listed) or not fits or (isinstance(item, bool) and kind is not bool):
             wanted = f"a list of {kind.__name__}" if is_list else kind.__name__
             raise ValueError(f"{name} must be {wanted}, not {value!r}")
+        if item == "" and not meta.get("choices") and (is_list or (isinstance(field.default, str) and field.default)):
+            raise ValueError(f"{name} is empty; give a value or leave it out")
         if kind in (int, float):
             if isinstance(item, float) and not math.isfinite(item):
                 raise ValueError(f"{name} must be a finite number, not {item}")
@@ -93,13 +95,21 @@ def part(cls: type, config: Any) -> Any:
     return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
 
-def from_dict(cls: type, values: dict, where: str) -> Any:
-    """A `cls` from plain values; an unknown key is an error that names `where` it stood and the nearest known key."""
+def from_dict(cls: type, values: dict, where: str, flags: Collection[str] = ()) -> Any:
+    """A `cls` from plain values; an error names the file `where` they stand: an unknown key with the nearest known
+    one, or a bad value, unless it came by one of the `flags`."""
     known = [field.name for field in dataclasses.fields(cls)]
     for key in values:
         if key not in known:
             raise ValueError(f"{where}: unknown setting {key!r}{_nearest(key, known)}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        flag, _, fault = str(error).partition(" ")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in values and name not in flags:
+            raise ValueError(f"{where}: {name} {fault}") from None
+        raise
 
 
 def read_json(path: str | Path) -> dict:
@@ -127,6 +137,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+def refuse_checkpoint(out: str | Path) -> None:
+    """ValueError if `out` holds the weights of a model, to which what is written beside them would not belong."""
+    if (Path(out) / "model.safetensors").is_file():
+        raise ValueError(f"{out} holds the checkpoint of a model; choose another --out")
+
+
+def refuse_folder(out: str) -> None:
+    """ValueError if the file to be written is a folder, before any work is done for it."""
+    if Path(out).is_dir() or out.endswith(("/", os.sep)):
+        raise ValueError(f"--out {out} is a folder; give the name of a file")
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with its complaints cut down to one sentence."""
 
@@ -136,7 +158,8 @@ class _Parser(argparse.ArgumentParser):
             known = [flag for action in self._actions for flag in action.option_strings]
             message = f"unknown argument {unknown}{_nearest(unknown, known)}"
             if any(not action.option_strings for action in self._actions):
-                message += "; put -- before a text that begins with -"
+                message += "; put -- before a text that begins with -" if unknown.startswith("-") else \
+                    "; put a text with spaces in quotes"
         self.exit(2, f"{self.prog}: {message} (--help lists what it takes)\n")
 
 
@@ -188,7 +211,7 @@ def read_command(commands: dict[str, type], prog: str, argv: list[str] | None = 
     lines = [f"  {name:10} {cls.__doc__.splitlines()[0]}" for name, cls in commands.items()]
     parser = _Parser(prog=prog, description="\n".join(lines), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=list(commands), metavar="|".join(commands))
-    parser.parse_args(argv)                                          # leaves if the subcommand is missing or unknown
+    parser.parse_known_args(argv)                                    # leaves if the subcommand is missing or unknown
     parser.error(f"the subcommand comes first: one of {', '.join(commands)}")
 
 
@@ -214,7 +237,7 @@ def _read(cls: type, parser: argparse.ArgumentParser, argv: list[str]) -> Any:
         if name in names:
             chosen = flags.get(name, stored.get(name, cls.__dataclass_fields__[name].default))
             values |= {key: value for key, value in sets.get(str(chosen), {}).items() if key in names}
-    return from_dict(cls, values | stored | flags, path or "command line")
+    return from_dict(cls, values | stored | flags, path or "command line", flags)
 
 
 def _sentence(error: Exception) -> str:
@@ -222,6 +245,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; check the path, the permissions and the free space"
+    if isinstance(error, UnicodeDecodeError):                        # files name themselves
+        return f"standard input is not UTF-8 text ({error.reason}, byte {error.start} of what was read); convert it"
     return str(error)
 
 

@@ -67,15 +67,16 @@ class TokenFiles:
         if not (folder / "meta.json").is_file():
             raise ValueError(f"{folder}: no prepared tokens here (meta.json is missing); "
                              f"run `python -m tinyllm.prepare --out {folder}`")
-        meta = read_json(folder / "meta.json")
         try:
+            meta = read_json(folder / "meta.json")
             self.vocab_size: int = meta["vocab_size"]
             self.n_bytes: int = meta[split]["bytes"]                 # of the text, for bits per byte
             self.n_tokens: int = meta[split]["tokens"]
-            files: list[str] = meta[split]["files"]
-        except (KeyError, TypeError):
-            raise ValueError(f"{folder / 'meta.json'} is not what prepare writes; run prepare again") from None
-        sizes = [(folder / name).stat().st_size for name in files]
+            files: list[str] = list(meta[split]["files"])
+            sizes = [(folder / name).stat().st_size for name in files]
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            raise ValueError(f"{folder / 'meta.json'} or what it names is not what prepare writes "
+                             f"({error}); run prepare again") from None
         if not sizes or sum(sizes) != 2 * self.n_tokens:
             raise ValueError(f"{folder}: the {split} files do not hold the {self.n_tokens:,} tokens that meta.json "
                              "promises; run prepare again")

@@ -214,8 +214,7 @@ def write_report(result: dict, config: EvaluateConfig, argv: Sequence[str]) -> s
         pages.append(f"<!-- {name} -->\n" + page(measured | {"plot": plot}, said.strip()))
         if "calculator" in measured:
             for file, groups in measured["calculator"].items():
-                pages.append("\n".join([f"## {file}, with calculator", "",
-                                        *by_group({"all": groups["all"]} | groups["by_family"]), ""]))
+                pages.append("\n".join([f"## {file}, with calculator", "", *by_group(groups, ["by_family"]), ""]))
     if len(result["checkpoints"]) > 1:
         for file in next(iter(result["checkpoints"].values()))["files"]:
             pages.append("\n".join([f"## Compared on {file}", "", *comparison(result["checkpoints"], file), ""]))

@@ -192,22 +192,24 @@ def prompts(config: GenerateConfig) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def goes_on(config: GenerateConfig) -> Iterator[None]:
-    """In a terminal one question that is too long does not end a conversation."""
+def goes_on(config: GenerateConfig, number: int) -> Iterator[None]:
+    """In a terminal one question that is too long does not end a conversation; elsewhere it is named by its number."""
     try:
         yield
     except ValueError as error:
-        if config.prompt or not sys.stdin.isatty():
+        if config.prompt:
             raise
+        if not sys.stdin.isatty():
+            raise ValueError(f"question {number}: {error}") from None
         print(f"\n{error}", file=sys.stderr)
 
 
 def converse(model: TinyLLM, tokenizer: Tokenizer, config: GenerateConfig) -> None:
     """Answers every prompt; in a terminal each with what was said before, as far as the context reaches."""
     said: list[dict] = []
-    for prompt in prompts(config):
+    for number, prompt in enumerate(prompts(config), 1):
         asked = [*said, {"role": "user", "content": prompt}] if said else conversation(config, prompt)
-        with goes_on(config):
+        with goes_on(config, number):
             text = answer(model, tokenizer, asked, config)
             said = [*asked, {"role": "assistant", "content": text}] if sys.stdin.isatty() else []
 
@@ -226,15 +228,16 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = checkpoint.load(folder)
     model = read_as(config.weights, model)
     if config.json:
-        for prompt in prompts(config):
-            print(json.dumps(as_json(model, tokenizer, prompt, config, is_chat) | {"checkpoint": str(folder)},
-                             ensure_ascii=False), flush=True)
+        for number, prompt in enumerate(prompts(config), 1):
+            with goes_on(config, number):
+                print(json.dumps(as_json(model, tokenizer, prompt, config, is_chat) | {"checkpoint": str(folder)},
+                                 ensure_ascii=False), flush=True)
     elif is_chat:
         converse(model, tokenizer, config)
     else:
-        for prompt in prompts(config):
+        for number, prompt in enumerate(prompts(config), 1):
             print(prompt, end="", flush=True)
-            with goes_on(config):
+            with goes_on(config, number):
                 for piece in continue_text(model, tokenizer, prompt, config):
                     print(printable(piece), end="", flush=True)
             print()

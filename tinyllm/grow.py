@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tinyllm import checkpoint
-from tinyllm.config import PRESETS, command, opt, part, read_settings
+from tinyllm.config import PRESETS, command, opt, part, read_settings, refuse_checkpoint
 from tinyllm.model import Block, ModelConfig, TinyLLM
 
 
@@ -88,7 +88,7 @@ def _write(large: Tensor, small: Tensor) -> None:
 def grow_checkpoint(config: GrowConfig) -> Path:
     """Grows `config.init` into `config.out`; the folder that was written."""
     small, tokenizer = checkpoint.load(config.init)
-    checkpoint.refuse_copy(Path(config.out))
+    refuse_checkpoint(config.out)
     if checkpoint.steps(config.out):
         raise ValueError(f"{config.out} holds a checkpoint already; choose another --out")
     shape = replace(part(ModelConfig, config), vocab_size=small.config.vocab_size)

@@ -124,7 +124,7 @@ def probabilities(model: TinyLLM, prompts: Sequence[list[int]], first: Sequence[
 
 def expected_value(chances: Tensor, values: Sequence[float]) -> Tensor:
     """(B, C) -> (B,): the mean value under the probabilities, as a share of the highest value."""
-    return chances @ torch.tensor(values) / max(values)
+    return chances.double() @ (torch.tensor(values, dtype=torch.float64) / max(values))
 
 
 def auc(scores: Sequence[float], values: Sequence[float]) -> float | None:

@@ -100,6 +100,8 @@ class PeekTokens(PeekText):
     tokenizer: str = opt("", "tokenizer.model file or a folder that holds one; the checkpoint's when absent")
 
     def look(self) -> tuple[dict, str]:
+        if self.tokenizer and self.checkpoint:
+            raise ValueError("--tokenizer and --checkpoint each name a tokenizer; give one of them")
         tokenizer = Tokenizer.load(self.tokenizer or self.folder())
         ids, n_chars, n_bytes = tokenizer.encode(self.text), len(self.text), len(self.text.encode())
         labels = [label(tokenizer, id) for id in ids]
@@ -164,9 +166,9 @@ class PeekShapes(PeekConfig):
       python -m tinyllm.peek shapes --preset base --length 1 --cached 20
     """
 
-    rows: int = opt(2, "sequences read side by side (B)", low=1)
-    length: int = opt(12, "new tokens of each (T)", low=1)
-    cached: int = opt(0, "tokens already in the KV cache", low=0)
+    rows: int = opt(2, "sequences read side by side (B)", low=1, high=2 ** 20)
+    length: int = opt(12, "new tokens of each (T)", low=1, high=2 ** 20)
+    cached: int = opt(0, "tokens already in the KV cache", low=0, high=2 ** 20)
 
     def look(self) -> tuple[dict, str]:
         config, S = self.shape(), self.cached + self.length
@@ -263,7 +265,7 @@ class PeekBatch(Settings):
     step: int = opt(0, "optimizer step", low=0)
     preset: str = opt("base", "of the run: gives context and batch size", choices=tuple(PRESETS))
     context: int = opt(PRESETS["base"]["context"], "tokens in a row", low=2)
-    effective_batch_size: int = opt(TrainConfig.effective_batch_size, "rows per optimizer step", low=1)
+    effective_batch_size: int = opt(TrainConfig.effective_batch_size, "rows per optimizer step", low=1, high=2 ** 14)
     seed: int = opt(0, "of the run: it orders the rows", low=0)
     positions: int = opt(20, "how many positions of the first row to show", low=1)
     json: bool = opt(False, "print JSON")

@@ -11,9 +11,9 @@ def read_metrics(run: str | Path) -> list[dict]:
     """
     path, rows = Path(run) / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):              # a line cut off by a crash
+        with contextlib.suppress(ValueError):                        # a line cut off by a crash
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def draw_losses(run: str | Path) -> Path | None:

@@ -6,6 +6,7 @@ large the input. In: .txt .md .jsonl (also .gz). Explained by tests/test_prepare
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,17 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyllm import __version__, clean, corpus, schoolbook, tokenizer, vocabulary, world
-from tinyllm.config import PRESETS, Settings, command, hold, opt, read_json, read_settings, write_atomically
+from tinyllm.config import (
+    PRESETS,
+    Settings,
+    command,
+    hold,
+    opt,
+    read_json,
+    read_settings,
+    refuse_checkpoint,
+    write_atomically,
+)
 from tinyllm.corpus import Tally
 from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_shards
 from tinyllm.tokenizer import Tokenizer
@@ -77,6 +88,7 @@ def prepare(config: PrepareConfig) -> dict:
     out, folder = Path(config.out), Path(config.out) / "parts"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
+    refuse_checkpoint(out)
     files = corpus.find_files(config.input)
     if not files:
         say(f"no --input: taking {config.world_documents:,} documents of the generated world and schoolbook")
@@ -125,7 +137,8 @@ def documents(config: PrepareConfig, files: list[Path], notes: Tally, doing: str
         by_turns = ((next(pages) if number % 4 else next(stories)) for number in range(config.world_documents))
         yield from tqdm(by_turns, doing, config.world_documents, unit=" documents")
         return
-    with tqdm(None, doing, sum(file.stat().st_size for file in files), unit="B", unit_scale=True) as bar:
+    size = sum(file.stat().st_size for file in files if file.exists())
+    with tqdm(None, doing, size, unit="B", unit_scale=True) as bar:
         yield from corpus.read_documents(files, whole_files=config.documents == "file", max_chars=config.max_chars,
                                          skip_bad=config.skip_bad, notes=notes, progress=bar.update)
 
@@ -139,9 +152,9 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
         settings["tokenizer"] = hashlib.sha256(Tokenizer.load(config.tokenizer).model).hexdigest()
     code = [hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
             code_of("clean", "corpus", "parts", *(() if files else ("world", "schoolbook")))]
-    stats = [(str(file), file.stat()) for file in files]
+    stats = [file.stat() if file.exists() else None for file in files]                       # None: a broken link
     return {"version": __version__, "code": code, "settings": settings,
-            "inputs": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+            "inputs": [[str(file), stat and [stat.st_size, stat.st_mtime_ns]] for file, stat in zip(files, stats)]}
 
 
 def code_of(*modules: str) -> str:
@@ -170,15 +183,19 @@ def sources(*modules: str) -> list[Path]:
 
 
 def finished_report(out: Path, plan: dict) -> dict | None:
-    """The report of an earlier complete run under the same plan."""
-    if not (out / "meta.json").is_file():
+    """The report of an earlier complete run under the same plan; None also where its meta.json is damaged."""
+    if not (out / "meta.json").is_file() or not (out / "tokenizer.model").is_file():
         return None
-    meta = read_json(out / "meta.json")
-    if {key: meta.get(key) for key in plan} != plan:
-        return None
-    size = lambda split: sum((out / name).stat().st_size for name in meta[split]["files"] if (out / name).is_file())
-    complete = all(size(split) == 2 * meta[split]["tokens"] for split in ("train", "val"))       # two bytes a token
-    return meta["report"] if complete and (out / "tokenizer.model").is_file() else None
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        meta = read_json(out / "meta.json")
+        if {key: meta.get(key) for key in plan} != plan:
+            return None
+        for split in ("train", "val"):
+            sizes = [(out / name).stat().st_size for name in meta[split]["files"] if (out / name).is_file()]
+            if sum(sizes) != 2 * meta[split]["tokens"]:              # two bytes a token
+                return None
+        return meta["report"]
+    return None
 
 
 def has_plan(folder: Path, plan: dict) -> bool:

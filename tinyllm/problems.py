@@ -107,7 +107,8 @@ INSTRUCTIONS: dict[str, tuple[Callable, int]] = {
 # ---- one problem, one instruction, as a pure function of its arguments ---------------------------------------------
 
 def normalise(question: str) -> str:
-    """What makes a question the question it is: not case, width, spaces or punctuation.
+    """What makes a question the question it is: letters of every script and numbers, not case, width, spaces or
+    punctuation.
 
     Where all numbers stand in one expression or equation, only that counts, whatever its letter: `2*13+3=?` and
     "What is 2 × 13 + 3" are one, `3n+5=20` and `3x+5=20` too, `n+5=20` and `□+5=20`.
@@ -118,7 +119,7 @@ def normalise(question: str) -> str:
     sums = re.findall(r"(?:[a-z](?=[-+*/])|[-(]*\d)[-+*/()=\da-z]*[-+*/(=]\(*\d[-+*/()=\d]*", tight)
     if len(sums) == 1 and not re.search(r"\d", tight.replace(sums[0], "")):
         return re.sub(r"[a-z]", "x", sums[0]).rstrip("=")
-    return " ".join(re.findall(r"[a-z]+|\d+|[\u3400-\u9fff]|[-+*/=<>]", text))
+    return " ".join(re.findall(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]+|\d+|[-+*/=<>]", text)) or tight
 
 
 def split_of(question: str) -> str:

@@ -237,8 +237,7 @@ def table(report: dict) -> str:
         rows.append([NAMES[stage], f"{run['minutes']:.1f}", f"{run['tokens']:,}", *row])
     *_, (stage, last) = report["test"].items()
     title = f"{NAMES[stage]} ({report['weights'] / 1e6:.1f} M weights): by family and language"
-    lines = ["", *grid(rows), "", title, "",
-             *by_group({"all": last["all"]} | last["by_language"] | last["by_family"]), ""]
+    lines = ["", *grid(rows), "", title, "", *by_group(last), ""]
     lines += [f"{seconds:7.1f} s  {name}" for name, seconds in report["seconds"].items()]
     return "\n".join([*lines, f"{sum(report['seconds'].values()):7.1f} s  in all"])
 

@@ -101,12 +101,13 @@ def in_short(measured: Sequence[dict]) -> list[list[str]]:
     return cells(measured, sorted({1, max(votes)}) if votes else [])
 
 
-def by_group(groups: dict[str, dict]) -> list[str]:
-    """A row for each group of questions: greedy, votes, format, false steps."""
-    head, *rows = cells([*groups.values()], [*next(iter(groups.values()))["vote"]])
+def by_group(groups: dict, kinds: Sequence[str] = ("by_language", "by_family")) -> list[str]:
+    """A row for all questions and for each group of these kinds: greedy, votes, format, false steps."""
+    named = [("all", groups["all"]), *(pair for kind in kinds for pair in groups[kind].items())]
+    head, *rows = cells([facts for _, facts in named], [*groups["all"]["vote"]])
     return grid([["", "n", *head, "false steps"],
-                 *([name, str(fact["greedy"]["n"]), *row, f"{fact['false_steps_per_answer']:.2f}"]
-                   for (name, fact), row in zip(groups.items(), rows))])
+                 *([" ".join(name.split()), str(facts["greedy"]["n"]), *row, f"{facts['false_steps_per_answer']:.2f}"]
+                   for (name, facts), row in zip(named, rows))])
 
 
 def by_agreement(levels: Sequence[dict]) -> list[str]:
@@ -123,7 +124,7 @@ def page(result: dict, command: str) -> str:
     if "bits_per_byte" in result:
         lines += [f"Bits per byte of {result['text']}: {result['bits_per_byte']:.3f}", ""]
     for name, groups in result.get("files", {}).items():
-        lines += [f"## {name}", "", *by_group({"all": groups["all"]} | groups["by_language"] | groups["by_family"]), ""]
+        lines += [f"## {name}", "", *by_group(groups), ""]
         if levels := groups["all"].get("reliability"):
             lines += ["Does agreement predict correctness?", "", *by_agreement(levels), ""]
     if result.get("plot"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm import checkpoint
-from tinyllm.config import Settings, command, opt, read_command, read_json, write_atomically
+from tinyllm.config import Settings, command, opt, read_command, read_json, refuse_folder, write_atomically
 from tinyllm.fork import digest, stored_states
 from tinyllm.fork_speed import ForkSpeedConfig, measure, speed_table
 from tinyllm.head import Head, load_head, scores_of
@@ -133,6 +133,10 @@ def _eval(config: EvalConfig) -> None:
 
 
 def _predict(config: PredictConfig) -> None:
+    if config.out:
+        refuse_folder(config.out)
+        if Path(config.out).resolve() == Path(config.data).resolve():
+            raise ValueError(f"--out {config.out} is the file of questions; its bad rows would be lost: choose another")
     rows = predict(config)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if not config.out:

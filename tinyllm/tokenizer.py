@@ -16,7 +16,7 @@ from pathlib import Path
 import sentencepiece
 
 from tinyllm import corpus
-from tinyllm.config import PRESETS, Settings, command, opt, read_command, write_atomically
+from tinyllm.config import PRESETS, Settings, command, opt, read_command, refuse_checkpoint, write_atomically
 from tinyllm.vocabulary import ADD_SPACE, CONTROL, DROP_SPACE, SAMPLE_CHARS, SPACE, WHOLE, learn, sample
 
 
@@ -141,6 +141,7 @@ def train(texts: Iterable[str], vocab_size: int, out: str | Path, seed: int = 0)
     lines = sample(texts, SAMPLE_CHARS * vocab_size, seed)
     if not any(line.strip() for line in lines):
         raise ValueError("no text to train a tokenizer on; give --input files that contain some")
+    refuse_checkpoint(out)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(learn(lines, vocab_size))

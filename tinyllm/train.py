@@ -81,6 +81,11 @@ class TrainState:
     loss: float | None = None                                        # mean of the last step, nats per token
     val_loss: float | None = None                                    # of these weights, if they were validated
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, (int, float)) and not (value is None and name in ("loss", "val_loss")):
+                raise ValueError(f"{name} of a state must be a number, not {value!r}")
+
     def progress(self, config: TrainConfig) -> float:
         """Share of the run that is done: the largest share of any limit."""
         shares = [done / limit for done, limit in ((self.step, config.max_steps), (self.tokens, config.max_tokens),

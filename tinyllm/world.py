@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllm.config import Settings, command, opt, read_settings
+from tinyllm.config import Settings, command, opt, read_settings, refuse_folder
 from tinyllm.grammar import Plot, Step, grammar, polished, wording
 from tinyllm.lexicon import LANGUAGES
 from tinyllm.simulation import Event, Simulation, accepts, roots, ways
@@ -163,6 +163,7 @@ def write(config: WorldConfig) -> dict:
     counts, kinds, words, characters = Counter(), Counter(), set(), 0
     target = Path(config.out + ".part") if config.out else None
     if target:
+        refuse_folder(config.out)
         target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "w", encoding="utf-8") if target else contextlib.nullcontext(sys.stdout) as sink:
         for n, index in enumerate(range(first, first + step * config.documents, step)):
