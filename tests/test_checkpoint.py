@@ -60,7 +60,8 @@ def test_a_state_whose_record_is_damaged_does_not_hide_the_others(run):
     """Emptied by a crash or removed by hand: the next best is used, and saving goes on."""
     for step, loss in ((1, 3.0), (2, 2.0)):
         run(step, loss)
-    record = run.folder / "step-00000002" / "state.json"
+    first, record = (run.folder / f"step-0000000{step}" / "state.json" for step in (1, 2))
+    first.write_text(json.dumps(json.loads(first.read_text()) | {"held_out": 5}))
     for spoil in (lambda: record.write_text('{"val_loss": "x"}'), lambda: record.write_text(""), record.unlink):
         spoil()
         assert checkpoint.resolve(run.folder).name == "step-00000001"

@@ -236,11 +236,12 @@ def test_the_built_in_texts_are_written_anew_when_what_makes_them_changes(monkey
         assert code() != before, name
 
 
-def test_parts_of_another_plan_are_not_mixed_in(config, capsys):
+@pytest.mark.parametrize("plan", ['{"version": "other"}', "", '{"vers'])
+def test_parts_of_another_plan_are_not_mixed_in(config, capsys, plan):
     """Parts cleaned under other settings would poison the result silently."""
     folder = Path(config.out) / "parts"
     folder.mkdir(parents=True)
-    (folder / "plan.json").write_text('{"version": "other"}', encoding="utf-8")
+    (folder / "plan.json").write_text(plan, encoding="utf-8")
     (folder / "part-000000.npz").write_bytes(b"foreign")
     assert prepare(config)["kept"]["documents"] == 300
     assert "starting over" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def matmul_rates(repeats: int, size: int = 2048) -> dict[str, list[float]]:
     for dtype in dict.fromkeys([torch.float32, train.pick_dtype("auto")]):
         a, b = torch.randn(2, size, size).to(dtype)
         jobs[dtype_name(dtype)] = functools.partial(timed, functools.partial(torch.mm, a, b))
-        jobs[dtype_name(dtype)]()                                         # warm-up
+        jobs[dtype_name(dtype)]()                                    # warm-up
     return {name: [2 * size ** 3 / seconds / 1e9 for seconds in times]
             for name, times in alternate(jobs, repeats, float("inf")).items()}
 

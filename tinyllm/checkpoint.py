@@ -115,13 +115,13 @@ def best(run: str | Path) -> Path | None:
     states = {}
     for folder in steps(run):
         with contextlib.suppress(ValueError, OSError):               # damaged: another one may be whole
-            states[folder] = read_json(folder / "state.json")
+            state = read_json(folder / "state.json")
+            if isinstance(state.get("val_loss"), (int, float, type(None))):
+                states[folder] = state
     newest = next(reversed(states.values()), {})
     chosen, lowest = None, math.inf
     for folder, state in states.items():
         loss = state.get("val_loss")
-        if loss is not None and not isinstance(loss, (int, float)):  # damaged
-            continue
         if state.get("held_out") != newest.get("held_out"):
             continue
         if chosen is None or (loss is not None and loss <= lowest) or (loss is None and lowest == math.inf):

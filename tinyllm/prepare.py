@@ -199,8 +199,10 @@ def finished_report(out: Path, plan: dict) -> dict | None:
 
 
 def has_plan(folder: Path, plan: dict) -> bool:
-    """True if the parts in `folder` were made under `plan`."""
-    return (folder / "plan.json").is_file() and read_json(folder / "plan.json") == plan
+    """True if the parts in `folder` were made under `plan`, as far as that can be read."""
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        return read_json(folder / "plan.json") == plan
+    return False
 
 
 def continue_or_clear(folder: Path, plan: dict, restart: bool) -> int:
