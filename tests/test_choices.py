@@ -143,6 +143,8 @@ def test_none_of_a_kind_is_no_file_of_it(tmp_path):
 def test_without_a_folder_rows_are_printed(capsys):
     main([])
     assert len(capsys.readouterr().out.splitlines()) == 14
+    main(["--options", "0"])                                         # of one kind alone
+    assert len(capsys.readouterr().out.splitlines()) == 8
 
 
 def test_more_held_out_rows_than_there_are_end_with_those_there_are():

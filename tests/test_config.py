@@ -200,9 +200,13 @@ def test_an_empty_variable_of_the_shell_is_no_path():
     assert PrepareConfig(tokenizer="").tokenizer == ""               # here empty means none
 
 
-def test_standard_input_that_is_not_utf_8_is_one_sentence():
-    done = subprocess.run([sys.executable, "-m", "tinyllm.tokenizer", "encode", "--tokenizer", "checkpoints/nano"],
-                          input=b"3+4\n\xe4\xf6", capture_output=True, check=False)
+def test_standard_input_is_utf_8_as_it_is_or_one_sentence(tmp_path, tokenizer):
+    """Also where lines end as on Windows: what is encoded is what was given."""
+    tokenizer.save(tmp_path / "tokenizer.model")
+    command = [sys.executable, "-m", "tinyllm.tokenizer", "encode", "--tokenizer", str(tmp_path)]
+    run = lambda text: subprocess.run(command, input=text, capture_output=True, check=False)
+    assert [int(id) for id in run("a\r\n猫".encode()).stdout.split()] == tokenizer.encode("a\r\n猫")
+    done = run(b"3+4\n\xe4\xf6")
     said = done.stderr.decode().splitlines()
     assert done.returncode == 2 and len(said) == 1 and "standard input is not UTF-8 text" in said[0]
 

@@ -183,6 +183,12 @@ def test_only_the_rows_that_are_written_are_made(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cot_test.jsonl", "direct_val.jsonl"]
 
 
+def test_plain_rows_that_would_be_left_out_are_named(tmp_path, pretrained, capsys):
+    with pytest.raises(SystemExit):
+        cot_sft.main([*flags(tmp_path, pretrained, "rows.jsonl"), "--plain", "plain.jsonl", "--plain-share", "0"])
+    assert "--plain-share 0 leaves out the rows of --plain" in capsys.readouterr().err
+
+
 def test_plain_rows_make_up_their_share():
     """One in four, each as often as the others."""
     mixed = mix(["cot"] * 30, ["a", "b", "c"], 0.25, seed=0)

@@ -272,7 +272,8 @@ def main(argv: list[str] | None = None) -> None:
         report = write(config)
         print(json.dumps(report) if config.json else "\n".join(f"{name}: {n} rows" for name, n in report.items()))
         return
-    for row in [*rows(reading_question, 6, config, "train"), *rows(pair, 8, config, "train")]:
+    for row in [*rows(reading_question, min(6, config.options), config, "train"),
+                *rows(pair, min(8, config.labels), config, "train")]:
         print(json.dumps(row, ensure_ascii=False))
 
 

@@ -288,7 +288,8 @@ def command(main: Any) -> Any:
     def wrapped(argv: list[str] | None = None) -> int:
         for stream in (sys.stdin, sys.stdout, sys.stderr):           # Chinese is Chinese under any locale
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "replace")
+                as_it_is = {"errors": "strict", "newline": ""} if stream is sys.stdin else {"errors": "replace"}
+                stream.reconfigure(encoding="utf-8", **as_it_is)
         try:
             status = main(argv) or 0
             sys.stdout.flush()                                       # a closed pipe is met here, not when Python ends

@@ -45,6 +45,8 @@ def mix(rows: list[Row], plain: list[Row], share: float, seed: int) -> list[Row]
 
 def cot_sft(config: CoTConfig) -> dict:
     """Stage 3 as `config` says."""
+    if config.plain and not config.plain_share:
+        raise ValueError("--plain-share 0 leaves out the rows of --plain; give one of them")
     parallel.start()
     checkpoint.refuse_overwriting(config.init, config.out)           # or a missing one: said before any work
     rows = read_files(config.data or default_files(["cot"], "train"))
