@@ -67,6 +67,19 @@ def test_answers_of_unequal_length_count_by_their_tokens_in_two_processes_too(da
     assert said.count("examples of") == said_by_two.count("examples of") == 1
 
 
+def test_processes_that_would_train_different_models_are_refused(data, tmp_path):
+    """Here the second has a folder of its own, as on a machine without the checkpoints of the first."""
+    pretrain(1, data, tmp_path / "0")
+    script = tmp_path / "train.py"
+    script.write_text("import os\nfrom tinyllm import pretrain\n"
+                      f"pretrain.main(['--out', {str(tmp_path)!r} + '/' + os.environ['RANK'], '--data', {str(data)!r}, "
+                      f"*{[*SMALL, '--max-steps', '9']!r}])\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = subprocess.run(command, check=False, capture_output=True, timeout=120, text=True)
+    assert done.returncode and "the processes differ in step and weights and rows; every machine needs" in done.stderr
+    assert [folder.name for folder in checkpoint.steps(tmp_path / "0")][-1] == "step-00000006"
+
+
 def test_the_shares_of_all_processes_are_the_batch(monkeypatch):
     """No row is read twice and none is left out, whether or not they divide evenly."""
     batch = Batch(torch.arange(10).view(5, 2), torch.arange(10).view(5, 2) + 1)

@@ -67,6 +67,20 @@ def agreed(*values: float) -> list[float]:
     return told.tolist()
 
 
+def refuse_different(**numbers: float) -> None:
+    """ValueError in every process if one of these numbers is not the same in all: machines may hold other files, and
+    gradients of different models add up to those of none."""
+    if size() == 1:
+        return
+    least = torch.tensor([*numbers.values()], dtype=torch.float64)
+    most = least.clone()
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    if different := [name for name, low, high in zip(numbers, least, most) if low != high]:
+        raise ValueError(f"the processes differ in {' and '.join(different)}; every machine needs the same files "
+                         "(data, --init, --out) and settings")
+
+
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
     """Process 0 goes through the block while the others wait, then they follow: they find the files it wrote."""

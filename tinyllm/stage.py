@@ -26,7 +26,7 @@ from tinyllm.config import from_dict, read_json
 from tinyllm.data import Batch
 from tinyllm.model import TinyLLM
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.train import LossFn, TrainConfig, TrainState, next_token_loss, train
+from tinyllm.train import LossFn, TrainConfig, TrainState, next_token_loss, pick_device, pick_dtype, train
 
 
 def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Batch], config: TrainConfig,
@@ -48,6 +48,10 @@ def run_stage(model: TinyLLM, tokenizer: Tokenizer, batch_at: Callable[[int], Ba
                 checkpoint.forget(folder, [*folder.glob("step-*"), *folder.glob("damaged-step-*")])
             resume = None if config.restart else load_run(folder, model, tokenizer, config, marks["began"])
         step = resume[0].step if resume else 0
+        if parallel.size() > 1:
+            parallel.refuse_different(
+                step=step, weights=fingerprint(model.state_dict().values()), rows=fingerprint([batch_at(step).tokens]),
+                dtype=pick_dtype(config.dtype, pick_device(config.device)).itemsize)
         if resume and leads:
             print(f"resuming {folder} at step {step:,}", file=sys.stderr)
         if resume and resume[0].progress(config) >= 1:
