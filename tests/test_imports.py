@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ["config", "corpus", "clean", "vocabulary", "tokenizer", "chat", "lexicon", "grammar", "simulation", "world",
-         "arithmetic", "wordings", "unheard", "telling", "accounts", "groups", "typed", "sums", "reading", "exercises",
-         "overlap", "problems", "schoolbook", "choices", "options", "drills", "parts", "prepare", "data", "loss",
-         "model", "induction", "optim", "checkpoint", "parallel", "train", "plot", "stage", "pretrain", "practice",
-         "sft", "cot_sft", "grow", "calculator", "decode", "vote", "weights", "generate", "report", "evaluate",
-         "shortcuts", "fork", "head", "train_head", "labels", "fork_speed", "scorer", "anatomy", "peek", "timing",
-         "scaling", "bench", "plan", "quickstart"]
+ORDER = ["config", "corpus", "clean", "vocabulary", "tokenizer", "chat", "lexicon", "grammar", "simulation",
+         "world", "arithmetic", "wordings", "unheard", "telling", "accounts", "groups", "typed", "sums",
+         "reading", "exercises", "overlap", "problems", "schoolbook", "choices", "options", "drills", "parts",
+         "made_by", "prepare", "data", "loss", "model", "induction", "optim", "checkpoint", "parallel",
+         "train", "plot", "stage", "pretrain", "practice", "sft", "cot_sft", "grow", "calculator", "decode",
+         "vote", "weights", "generate", "report", "evaluate", "shortcuts", "fork", "head", "train_head",
+         "labels", "fork_speed", "scorer", "anatomy", "peek", "timing", "scaling", "bench", "plan",
+         "quickstart"]
 CORE = {"torch", "sentencepiece", "numpy", "tqdm", "safetensors"}
 OPTIONAL = {"matplotlib"}
 

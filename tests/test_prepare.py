@@ -17,7 +17,8 @@ import pytest
 from tinyllm import parts as parts_module
 from tinyllm import prepare as prepare_module
 from tinyllm.config import hold
-from tinyllm.prepare import PrepareConfig, main, make_plan, prepare, sample, sources, table
+from tinyllm.made_by import sources
+from tinyllm.prepare import PrepareConfig, main, make_plan, prepare, sample, table
 from tinyllm.tokenizer import Tokenizer, train
 
 EN = ["owl", "fox", "river", "stone", "night", "moon", "bread", "garden", "winter", "letter", "silver", "window", "the"]

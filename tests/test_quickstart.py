@@ -68,12 +68,12 @@ def test_other_questions_get_a_vocabulary_of_their_own(tmp_path, monkeypatch):
 
     write = quickstart.problems.write
     monkeypatch.setattr(quickstart.problems, "write", lambda config: write(replace(config, val=1, test=1, harder=1)))
-    monkeypatch.setattr(quickstart.prepare, "code_of", lambda *modules: "one")
+    monkeypatch.setattr(quickstart, "code_of", lambda *modules: "one")
     first, again, other = written(config), written(config), written(replace(config, seed=1))
     assert first == again != other
     (tmp_path / "words" / "tokenizer.model").write_text("kept", encoding="utf-8")
     assert written(replace(config, seed=1)) == "kept"
-    monkeypatch.setattr(quickstart.prepare, "code_of", lambda *modules: "two")
+    monkeypatch.setattr(quickstart, "code_of", lambda *modules: "two")
     assert written(replace(config, seed=1)) == other
 
 

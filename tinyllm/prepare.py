@@ -5,8 +5,6 @@ so that an interrupted run continues; then one pass over the parts decides what 
 large the input. In: .txt .md .jsonl (also .gz). Explained by tests/test_prepare.py.
 """
 
-import ast
-import contextlib
 import hashlib
 import json
 import os
@@ -22,18 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyllm import __version__, clean, corpus, schoolbook, tokenizer, vocabulary, world
-from tinyllm.config import (
-    PRESETS,
-    Settings,
-    command,
-    hold,
-    opt,
-    read_json,
-    read_settings,
-    refuse_checkpoint,
-    write_atomically,
-)
+from tinyllm.config import PRESETS, Settings, command, hold, opt, read_settings, refuse_checkpoint, write_atomically
 from tinyllm.corpus import Tally
+from tinyllm.made_by import code_of, continue_or_clear, finished_report, has_plan
 from tinyllm.parts import held_out, make_parts, read_parts, survivors, text_hash, write_shards
 from tinyllm.tokenizer import Tokenizer
 
@@ -143,8 +132,6 @@ def documents(config: PrepareConfig, files: list[Path], notes: Tally, doing: str
                                          skip_bad=config.skip_bad, notes=notes, progress=bar.update)
 
 
-# --- continuing an interrupted run ---
-
 def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
     """Everything the result depends on. Parts made under another plan must not be mixed in."""
     settings = {key: value for key, value in asdict(config).items() if key not in ("out", "workers", "restart", "json")}
@@ -155,71 +142,6 @@ def make_plan(config: PrepareConfig, files: list[Path]) -> dict:
     stats = [file.stat() if file.exists() else None for file in files]                       # None: a broken link
     return {"version": __version__, "code": code, "settings": settings,
             "inputs": [[str(file), stat and [stat.st_size, stat.st_mtime_ns]] for file, stat in zip(files, stats)]}
-
-
-def code_of(*modules: str) -> str:
-    """A hash of sources() and, where these write texts or questions, of the tables they write them from."""
-    rules = sources(*modules)
-    if any(path.stem == "lexicon" for path in rules):
-        rules += sorted(path for kind in ("world_*", "problems_*") for path in Path(__file__).parent.glob(kind))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in rules)).hexdigest()
-
-
-def sources(*modules: str) -> list[Path]:
-    """The files of the modules and of all that they import from this package, which decide what they make; without
-    config.py, as settings are compared by their values."""
-    found, waiting = {}, list(modules)
-    while waiting:
-        name = waiting.pop()
-        path = Path(__file__).parent / f"{name}.py"
-        if name not in found and name != "config" and path.is_file():
-            found[name] = path
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom) and node.module == "tinyllm":
-                    waiting += [one.name for one in node.names]
-                elif isinstance(node, ast.ImportFrom) and node.module:
-                    waiting.append(node.module.removeprefix("tinyllm."))
-    return [found[name] for name in sorted(found)]
-
-
-def finished_report(out: Path, plan: dict) -> dict | None:
-    """The report of an earlier complete run under the same plan; None also where its meta.json is damaged."""
-    if not (out / "meta.json").is_file() or not (out / "tokenizer.model").is_file():
-        return None
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        meta = read_json(out / "meta.json")
-        if {key: meta.get(key) for key in plan} != plan:
-            return None
-        for split in ("train", "val"):
-            sizes = [(out / name).stat().st_size for name in meta[split]["files"] if (out / name).is_file()]
-            if sum(sizes) != 2 * meta[split]["tokens"]:              # two bytes a token
-                return None
-        return meta["report"]
-    return None
-
-
-def has_plan(folder: Path, plan: dict) -> bool:
-    """True if the parts in `folder` were made under `plan`, as far as that can be read."""
-    with contextlib.suppress(ValueError, FileNotFoundError):
-        return read_json(folder / "plan.json") == plan
-    return False
-
-
-def continue_or_clear(folder: Path, plan: dict, restart: bool) -> int:
-    """The number of finished parts of an interrupted run under the same plan; anything else is cleared away."""
-    if folder.exists():
-        if {path.name for path in folder.iterdir()} - {"plan.json.tmp"} and not (folder / "plan.json").is_file():
-            raise ValueError(f"{folder} holds files that prepare did not write, and it needs a folder of that name for "
-                             "its own; choose another --out")
-        if has_plan(folder, plan) and not restart:
-            n_finished = len(list(folder.glob("part-*.npz")))
-            say(f"continuing after {n_finished} finished parts")
-            return n_finished
-        say("starting over" + ("" if restart else f": {folder} belongs to other input or settings"))
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    write_atomically(folder / "plan.json", json.dumps(plan, ensure_ascii=False).encode())
-    return 0
 
 
 def working_tokenizer(config: PrepareConfig, folder: Path, texts: Iterable[str]) -> Tokenizer:

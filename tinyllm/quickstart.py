@@ -20,6 +20,7 @@ from tinyllm.cot_sft import CoTConfig, cot_sft
 from tinyllm.evaluate import EvaluateConfig, ask, grouped, read_questions
 from tinyllm.generate import GenerateConfig, answer, continue_text, conversation, printable
 from tinyllm.grow import GrowConfig, grow_checkpoint
+from tinyllm.made_by import code_of
 from tinyllm.model import ModelConfig, TinyLLM
 from tinyllm.pretrain import PretrainConfig, pretrain
 from tinyllm.report import by_group, grid, in_short
@@ -200,7 +201,7 @@ def write_problems(config: QuickstartConfig) -> None:
     """The questions of all stages; kept if the same settings and the same code wrote them before."""
     every, *more = question_folders(config)
     note = Path(config.data) / "problems.json"
-    made_by = {"settings": [asdict(every), *map(asdict, more)], "code": prepare.code_of("problems", "tokenizer")}
+    made_by = {"settings": [asdict(every), *map(asdict, more)], "code": code_of("problems", "tokenizer")}
     if not config.restart and note.is_file() and read_json(note) == made_by:
         print(f"the questions in {config.data} are already written", file=sys.stderr)
         return

@@ -227,10 +227,10 @@ def _solve(schema: Schema, roles: dict) -> bool:
 
 # ---- wording -------------------------------------------------------------------------------------------------------
 
-def say(template: list, roles: dict, language: str, rng: random.Random, words: float = 0.25) -> str:
-    """The wording of `template`; a share `words` of the numbers up to 100 is spelled, a third of it up to 999."""
+def say(parsed: list, roles: dict, language: str, rng: random.Random, words: float = 0.25) -> str:
+    """What template() made, as text; a share `words` of the numbers up to 100 is spelled, a third of it up to 999."""
     parts = []
-    for part in template:
+    for part in parsed:
         if type(part) is str:
             parts.append(part)
         elif type(part) is list:
